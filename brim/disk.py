@@ -1,0 +1,130 @@
+"""Files that are never half written: save (temporary file, then rename), append a line, load; and locks.
+
+A full disk or an unwritable folder becomes NoResource with the path; nothing already written is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from brim import codec
+from brim.errors import InvalidRecord, NoResource, NotReady
+
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Turn an OSError about `path` into one line that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise NoResource(f"{path}: no room left ({error.strerror}); free some, or point --out elsewhere") from error
+        raise NoResource(f"{path}: {error.strerror}; choose another folder with --out") from error
+
+
+def make_folder(path: Path) -> Path:
+    """The folder, made if need be; NoResource if something else stands there."""
+    with told(path):
+        if path.exists() and not path.is_dir():
+            raise NoResource(f"{path} is a file, not a folder; remove it or choose another with --out")
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def save_text(path: Path, text: str) -> Path:
+    """Write `text` to `path` whole or not at all."""
+    make_folder(path.parent)
+    with told(path):
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+    return path
+
+
+def save(path: Path, record: Any) -> Path:
+    """One record as one indented JSON document, atomically."""
+    return save_text(path, codec.to_json(record, indent=2) + "\n")
+
+
+def append(path: Path, record: Any) -> None:
+    """One record as one line; a kill leaves at most one broken last line, which load_lines forgives."""
+    make_folder(path.parent)
+    with told(path), path.open("a", encoding="utf-8") as stream:
+        stream.write(codec.to_json(record) + "\n")
+        stream.flush()
+
+
+def load(kind: type[T], path: Path) -> T:
+    """The record in a file; NotReady if there is none, InvalidRecord if it does not parse."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise NotReady(f"{path} does not exist; run the stage that writes it first") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRecord(f"{path}: cannot be read ({error})") from error
+    return codec.from_json(kind, text, where=str(path))
+
+
+def load_lines(kind: type[T], path: Path) -> list[T]:
+    """The records of a .jsonl file; a last line that was cut off by a kill is left out, any other raises."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    records: list[T] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(codec.from_json(kind, line, where=f"{path}:{number}"))
+        except InvalidRecord:
+            if number < len(lines) or _is_json(line):
+                raise
+    return records
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with told(path), path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def lock(path: Path, busy: str) -> Iterator[None]:
+    """Hold an advisory lock on `path` while the block runs; NoResource(busy) if another process has it.
+
+    The kernel drops it when the process ends, however it ends.
+    """
+    make_folder(path.parent)
+    with told(path):
+        stream = path.open("a")
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise NoResource(busy) from None
+        yield

@@ -1,0 +1,1 @@
+"""Drive one served model: load points, windows, rows."""

@@ -1,0 +1,89 @@
+"""The seam between measuring and sending: what a driver is told, what it gives back, and nothing else.
+
+A driver starts one child process per load point; the spec goes in by a JSON file, the result comes out by one.
+The parent never imports a load generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from brim.records import LoadPoint, TargetLimit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadSpec:
+    """Everything a child needs to know: spec.json in `folder`."""
+
+    url: str  # http://host:port; the child's own guard judges it again
+    model: str
+    version: str  # "" = the server's choice
+    point: LoadPoint
+    payload: str  # folder that loadtest.payload prepared
+    folder: str  # the load's own folder, raw/<index>-<generator>/
+    rows: str  # folder of the row files, requests/
+    first_worker: int  # worker numbers first_worker, first_worker + 1, … are this load's (one per sender process)
+    seconds: float  # stop sending after this long, if not told to stop before
+    timeout_s: float  # total deadline of one request
+    drain_s: float  # how long requests in flight may take to end after the last was sent
+    samples: int  # how many responses to keep, spread over the run, for the check of values
+    allowed: Mapping[str, TargetLimit] = field(default_factory=dict)
+    cpus: tuple[int, ...] = ()  # pin the senders to these cores; () = do not pin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One response body kept under load: which payload was sent, and the answer's file in the load's folder."""
+
+    payload: int
+    file: str
+    json_bytes: int  # length of the JSON head in the body; binary outputs follow (KServe binary extension)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadResult:
+    """What a child says when it ends: result.json in the load's folder (for a driver with several, summed)."""
+
+    workers: tuple[int, ...]
+    start_ns: int
+    end_ns: int
+    sent: int
+    ok: int
+    rejected: int
+    timed_out: int
+    failed: int
+    cancelled: int
+    items_ok: int
+    client_cpu_s: float
+    ended: Literal["finished", "stopped", "crashed", "server_lost"]
+    errors: Mapping[str, int] = field(default_factory=dict)
+    samples: tuple[Sample, ...] = ()
+
+
+class RunningLoad(Protocol):
+    """A load that is being sent."""
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The processes that send (their CPU time is the client's)."""
+
+    def running(self) -> bool:
+        """False once every child has ended, however it ended."""
+
+    def stop(self) -> None:
+        """Ask the children to send no more and to drain; returns at once."""
+
+    def finish(self) -> LoadResult:
+        """Wait for the children within their bounds, kill what stays, and give the result; never raises for a crash."""
+
+
+class Driver(Protocol):
+    """Starts load with one generator."""
+
+    generator: Literal["locust", "perf_analyzer", "loadgen"]
+
+    def start(self, spec: LoadSpec, folder: Path) -> RunningLoad:
+        """Begin sending; NotReady or UsageError if it cannot begin at all."""
