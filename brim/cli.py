@@ -143,10 +143,13 @@ def _run(arguments: Sequence[str]) -> tuple[int, str]:
         return stopped.exit_code, stopped.word
     except (click.Abort, KeyboardInterrupt):
         return 130, "aborted"
+    except ModuleNotFoundError as missing:
+        layer = f"`brim {arguments[0]}` needs the package {missing.name!r}, which is not installed here"
+        return _told(f"{layer}; `make {arguments[0]}` installs what it needs", 2, "usage")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader left; what was measured is on disk
         return 0, ""
-    except Exception as error:  # noqa: BLE001  # the process boundary: a bug becomes one line and exit 70
+    except Exception as error:  # the process boundary: a bug becomes one line and exit 70
         if {"-v", "--verbose"} & set(arguments):
             traceback.print_exc()
         where = traceback.extract_tb(error.__traceback__)[-1]

@@ -36,8 +36,9 @@ def told(path: Path) -> Iterator[None]:
 def make_folder(path: Path) -> Path:
     """The folder, made if need be; NoResource if something else stands there."""
     with told(path):
-        if path.exists() and not path.is_dir():
-            raise NoResource(f"{path} is a file, not a folder; remove it or choose another with --out")
+        for place in (path, *path.parents):
+            if place.exists() and not place.is_dir():
+                raise NoResource(f"{place} is a file, not a folder; remove it or choose another with --out")
         path.mkdir(parents=True, exist_ok=True)
     return path
 

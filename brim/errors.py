@@ -80,7 +80,7 @@ def worst_exit(codes: Iterable[int]) -> int:
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     """`did you mean 'x'?`, or the known names if none is near; never more than a line."""
     names = sorted(known)
-    near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
     if near:
         return f"did you mean {near[0]!r}?"
     return f"known: {', '.join(names[:12])}{' …' if len(names) > 12 else ''}" if names else "there are none"

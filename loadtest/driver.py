@@ -84,6 +84,7 @@ class Driver(Protocol):
     """Starts load with one generator."""
 
     generator: Literal["locust", "perf_analyzer", "loadgen"]
+    ends_itself: bool  # True: it takes spec.seconds and ends; stopping it earlier would spoil its figures
 
     def start(self, spec: LoadSpec, folder: Path) -> RunningLoad:
         """Begin sending; NotReady or UsageError if it cannot begin at all."""

@@ -1,0 +1,1 @@
+"""Measure what a served model gives: what `brim loadtest` runs."""

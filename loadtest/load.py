@@ -1,0 +1,135 @@
+"""One load: start a driver, read the server's statistics beside it, end it when its record is long enough."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from brim import disk
+from brim.errors import NotReady
+from brim.records import Load, StatsRead
+from loadtest.driver import Driver, LoadResult, LoadSpec, RunningLoad, Sample
+from loadtest.plan import LoadPlan
+from loadtest.statistics_reader import INTERVAL_S, StatisticsReader
+
+#: Reads that fail in a row before the server counts as lost: one may fall into a busy moment.
+LOST_AFTER = 3
+#: A first estimate of the batch period needs this many batches.
+PERIOD_BATCHES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A load that has ended: its line for loads.jsonl, the reads beside it and the responses it kept."""
+
+    load: Load
+    reads: tuple[StatsRead, ...]
+    samples: tuple[Sample, ...]
+    folder: Path
+
+
+def batch_period_s(reads: Sequence[StatsRead]) -> float | None:
+    """Seconds from batch to batch in the newer half of the reads, or None while too few batches have ended."""
+    recent = reads[len(reads) // 2 :]
+    if len(recent) < 2:
+        return None
+    batches = recent[-1].execution_count - recent[0].execution_count
+    if batches < PERIOD_BATCHES:
+        return None
+    return (recent[-1].middle_ns - recent[0].middle_ns) / 1e9 / batches
+
+
+def run_load(
+    driver: Driver,
+    spec: LoadSpec,
+    plan: LoadPlan,
+    reader: StatisticsReader,
+    *,
+    index: int,
+    purpose: str,
+    progress: Callable[[float, float | None], None],
+    pause: Callable[[float], None] = time.sleep,
+) -> Loaded:
+    """Send one load point and give what came of it; a lost server or a dead child is an outcome, not an exception.
+
+    The driver is stopped as soon as the record is as long as the batch period asks for (spec.seconds bounds it);
+    whatever ends this function, the children have ended before it returns.
+    """
+    folder = Path(spec.folder)
+    disk.save(folder / "spec.json", spec)
+    reads = [reader.read()]
+    running = driver.start(spec, folder)
+    lost = False
+    try:
+        reader.watch_clients(running.pids)
+        lost = _watch(running, plan, reader, reads, spec.seconds, driver.ends_itself, progress, pause)
+    finally:
+        running.stop()
+        result = running.finish()
+    if not lost:
+        _last_read(reader, reads)
+    for read in reads:
+        disk.append(folder / "reads.jsonl", read)
+    load = _load(result, spec, driver, index, purpose, lost)
+    return Loaded(load=load, reads=tuple(reads), samples=result.samples, folder=folder)
+
+
+def _watch(
+    running: RunningLoad,
+    plan: LoadPlan,
+    reader: StatisticsReader,
+    reads: list[StatsRead],
+    limit_s: float,
+    ends_itself: bool,
+    progress: Callable[[float, float | None], None],
+    pause: Callable[[float], None],
+) -> bool:
+    """Read until the record is long enough or the driver has ended; True if the server stopped answering."""
+    start_ns, failures = time.monotonic_ns(), 0
+    while running.running():
+        pause(INTERVAL_S)
+        try:
+            reads.append(reader.read())
+            failures = 0
+        except NotReady:
+            failures += 1
+            if failures >= LOST_AFTER:
+                return True
+        elapsed_s = (time.monotonic_ns() - start_ns) / 1e9
+        period_s = batch_period_s([r for r in reads if r.before_ns > start_ns])
+        wanted_s = min(plan.record_for(period_s), limit_s) if period_s else None
+        progress(elapsed_s, wanted_s)
+        if not ends_itself and wanted_s is not None and elapsed_s >= wanted_s:
+            return False
+    return False
+
+
+def _last_read(reader: StatisticsReader, reads: list[StatsRead]) -> None:
+    try:
+        reads.append(reader.read())
+    except NotReady:
+        return
+
+
+def _load(result: LoadResult, spec: LoadSpec, driver: Driver, index: int, purpose: str, lost: bool) -> Load:
+    return Load(
+        index=index,
+        generator=driver.generator,
+        purpose=purpose,  # type: ignore[arg-type]  # the plan's words are Load's
+        point=spec.point,
+        workers=result.workers,
+        start_ns=result.start_ns,
+        end_ns=result.end_ns,
+        sent=result.sent,
+        ok=result.ok,
+        rejected=result.rejected,
+        timed_out=result.timed_out,
+        failed=result.failed,
+        cancelled=result.cancelled,
+        items_ok=result.items_ok,
+        client_cpu_s=result.client_cpu_s,
+        ended="server_lost" if lost else result.ended,
+        errors=result.errors,
+    )

@@ -1,0 +1,69 @@
+"""The load plan: loads.toml read strictly into one record, and how long one load must last."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from brim import codec
+from brim.errors import InvalidRecord, UsageError
+
+#: MSER-5 wants this many bins of at least BIN_SECONDS (docs/architecture.md, constants).
+BINS = 100
+BIN_SECONDS = 0.1
+#: No load lasts longer than this, however slow the model; its record then has fewer bins, and says so.
+LOAD_LIMIT_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadPlan:
+    """loads.toml."""
+
+    window_seconds: float
+    window_batches: int
+    window_limit_seconds: float
+    request_timeout_seconds: float
+    drain_seconds: float
+    items_per_request: int
+    inputs: int
+    seed: int
+    samples: int
+    max_senders: int
+    rounds: int
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if field.name != "seed" and getattr(self, field.name) <= 0:
+                raise InvalidRecord(f"{field.name} is {getattr(self, field.name)}, must be > 0")
+        if self.window_limit_seconds < self.window_seconds:
+            raise InvalidRecord(
+                f"window_limit_seconds {self.window_limit_seconds} is shorter than window_seconds {self.window_seconds}"
+            )
+
+    def window_for(self, batch_period_s: float) -> float:
+        """Seconds of one window of a server that ends a batch every `batch_period_s`."""
+        return min(max(self.window_seconds, self.window_batches * batch_period_s), self.window_limit_seconds)
+
+    def record_for(self, batch_period_s: float) -> float:
+        """Seconds of one load: a window after a tenth of warm-up, and enough bins for the steady-state test."""
+        bins = BINS * max(BIN_SECONDS, batch_period_s)
+        return min(max(bins, 1.1 * self.window_for(batch_period_s)) + 1.5, LOAD_LIMIT_SECONDS)
+
+
+def read_plan(file: Path | None) -> LoadPlan:
+    """The shipped plan with the user's `file` laid over it; UsageError names file and key."""
+    shipped = _table(Path(__file__).with_name("loads.toml"))
+    if file is None:
+        return codec.build(LoadPlan, shipped, where="loads.toml")
+    return codec.build(LoadPlan, {**shipped, **_table(file)}, where=str(file))
+
+
+def _table(file: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}; name a file with --loads") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: {error}") from error

@@ -1,0 +1,89 @@
+"""Reads a served model's counters about once a second, beside the processor time of client, server and machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import psutil
+
+from brim.kserve import KServe
+from brim.records import StatsRead, Target
+
+#: A read costs about a millisecond of one core; once a second it stays below what a window can resolve.
+INTERVAL_S = 1.0
+
+
+class StatisticsReader:
+    """One target's reads; `server_pid` is None where the server is not on this machine."""
+
+    def __init__(self, server: KServe, target: Target, server_pid: int | None) -> None:
+        self._server, self._target = server, target
+        self._server_cpu = ProcessorTime(() if server_pid is None else (server_pid,))
+        self._local = server_pid is not None
+        self._client_cpu = ProcessorTime(())
+
+    def watch_clients(self, pids: Sequence[int]) -> None:
+        """The processes that send now; time counts from zero again."""
+        self._client_cpu = ProcessorTime(pids)
+
+    def read(self) -> StatsRead:
+        """One read; NotReady if the server does not answer."""
+        before_ns = time.monotonic_ns()
+        entry = self._server.statistics(self._target.model, self._target.version)
+        after_ns = time.monotonic_ns()
+        machine = psutil.cpu_times()
+        total_s = sum(machine) - machine.guest - machine.guest_nice  # guest time is inside user time already
+        return StatsRead(
+            before_ns=before_ns,
+            after_ns=after_ns,
+            **counters(entry),
+            client_cpu_s=self._client_cpu.spent_s(),
+            server_cpu_s=self._server_cpu.spent_s() if self._local else None,
+            machine_busy_s=total_s - machine.idle - machine.iowait if self._local else None,
+            machine_total_s=total_s if self._local else None,
+        )
+
+
+class ProcessorTime:
+    """CPU seconds of some processes and their children; what has ended keeps what it last had."""
+
+    def __init__(self, pids: Sequence[int], lookup: Callable[[int], psutil.Process] = psutil.Process) -> None:
+        self._roots = list(pids)
+        self._lookup = lookup
+        self._spent: dict[int, float] = {}
+
+    def spent_s(self) -> float:
+        for pid in self._roots:
+            try:
+                root = self._lookup(pid)
+                for process in (root, *root.children(recursive=True)):
+                    times = process.cpu_times()
+                    self._spent[process.pid] = times.user + times.system
+            except psutil.Error:
+                continue
+        return sum(self._spent.values())
+
+
+def counters(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The counters of one entry of Triton's model_stats under Brim's names.
+
+    Busy time is input + infer + output from `batch_stats`, which count once per execution; the per-request
+    counters charge a batch's time to each of its requests (Triton, extension_statistics).
+    """
+    requests = entry["inference_stats"]
+    batches = entry.get("batch_stats", [])
+    return {
+        "inference_count": int(entry["inference_count"]),
+        "execution_count": int(entry["execution_count"]),
+        "success_count": int(requests["success"]["count"]),
+        "fail_count": int(requests["fail"]["count"]),
+        "queue_ns": int(requests["queue"]["ns"]),
+        "request_ns": int(requests["success"]["ns"]),
+        "batch_counts": {str(b["batch_size"]): int(b["compute_infer"]["count"]) for b in batches},
+        "busy_ns": sum(
+            int(b[part]["ns"]) for b in batches for part in ("compute_input", "compute_infer", "compute_output")
+        ),
+        "infer_ns": sum(int(b["compute_infer"]["ns"]) for b in batches),
+    }

@@ -1,0 +1,77 @@
+"""The house's import rules: data flows one way because rooms cannot see each other."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+ROOMS = ("brim", "export", "engines", "serve", "loadtest", "judging", "experiments", "install")
+
+#: room -> what it may import besides the standard library and itself.
+ALLOWED = {
+    "brim": set(),
+    "export": {"brim", "engines", "torch", "timm", "torchvision", "onnx", "safetensors", "numpy", "click"},
+    "engines": {"brim", "numpy", "onnxruntime", "torch"},
+    "serve": {"brim", "tritonclient", "google", "psutil", "click"},
+    "loadtest": {"brim", "judging", "numpy", "polars", "tritonclient", "psutil"},
+    "judging": {"brim", "queueing", "numpy", "scipy"},
+    "install": {"brim", "click"},
+    "experiments": {"brim", "export", "engines", "serve", "loadtest", "judging", "numpy", "click", "torch", "timm"},
+}
+#: Files whose job is to wrap what the rest of their room must not see.
+EXCEPTIONS = {
+    "brim/cli.py": {"click", "rich", "export", "serve", "experiments", "install"},
+    "serve/models": {"engines", "numpy", "triton_python_backend_utils"},
+    "loadtest/senders": {"brim", "loadtest", "locust", "gevent", "numpy", "click"},
+}
+
+
+def allowed_for(path: Path) -> set[str]:
+    relative = path.relative_to(CHECKOUT).as_posix()
+    for place, names in EXCEPTIONS.items():
+        if relative == place or relative.startswith(place + "/"):
+            return names
+    room = relative.split("/")[0]
+    return ALLOWED[room] | {room}
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add((node.module or "").partition(".")[0])
+    return names - set(sys.stdlib_module_names) - {"__future__"}
+
+
+SOURCES = sorted(p for room in ROOMS for p in (CHECKOUT / room).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(CHECKOUT).as_posix())
+def test_a_room_imports_only_what_its_job_needs(path: Path) -> None:
+    room = path.relative_to(CHECKOUT).parts[0]
+    assert imported(path) - {room} <= allowed_for(path)
+
+
+def test_no_module_of_loadtest_bears_the_name_of_the_standard_library_or_of_a_dependency() -> None:
+    """Locust puts the locustfile's folder first on the path, so such a name would hide the real one."""
+    dependencies = {"locust", "gevent", "numpy", "polars", "scipy", "tritonclient", "psutil", "click", "rich"}
+    names = {p.stem for p in (CHECKOUT / "loadtest").rglob("*.py")} - {"__init__", "__main__"}
+    assert not names & (set(sys.stdlib_module_names) | dependencies)
+
+
+def test_the_front_door_opens_without_any_heavy_import() -> None:
+    code = (
+        "import sys, brim.cli\n"
+        "try: brim.cli.front_door.main(['--help'], standalone_mode=False)\n"
+        "finally: print([m for m in ('numpy', 'torch', 'locust', 'tritonclient') if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=CHECKOUT, check=True)
+    assert done.stderr.strip() == "[]"
