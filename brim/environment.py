@@ -73,11 +73,6 @@ def digest_of(files: Iterable[Path]) -> str:
     return total.hexdigest()
 
 
-def engines_digest() -> str:
-    """Digest of engines/: the code that runs the batches, in Triton and in process."""
-    return digest_of((layout.CHECKOUT / "engines").glob("*.py"))
-
-
 def _cpu_model(cpuinfo: Path) -> str:
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)

@@ -9,7 +9,6 @@ import ctypes
 import platform
 import re
 from dataclasses import dataclass
-from typing import Optional, Tuple
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class Facts:
 
     system: str  # "Linux", "Darwin", ...
     machine: str  # "x86_64", "aarch64", "arm64", ...
-    glibc: Optional[Tuple[int, int]]  # noqa: UP006, UP045 -- 3.8 evaluates it; None: another C library
+    glibc: tuple[int, int] | None  # None: another C library
     nvidia_driver: bool
 
 
@@ -31,7 +30,7 @@ def gather() -> Facts:
     )
 
 
-def _glibc() -> Optional[Tuple[int, int]]:  # noqa: UP006, UP045
+def _glibc() -> tuple[int, int] | None:
     try:
         version = ctypes.CDLL(None).gnu_get_libc_version
     except (AttributeError, OSError, TypeError):

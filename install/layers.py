@@ -6,10 +6,9 @@ Reads, writes: nothing. Parses on Python 3.8, because the platform check reads i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Tuple
 
 #: Layer of `.venv/` → extras of pyproject.toml that it is resolved from (the core dependencies are in each).
-EXTRAS: Dict[str, Tuple[str, ...]] = {  # noqa: UP006 -- 3.8 evaluates it
+EXTRAS: dict[str, tuple[str, ...]] = {
     "core": (),
     "analysis": ("analysis",),
     "load": ("load",),
@@ -25,14 +24,14 @@ class Needs:
     """What a make target stands on. `ability` is the word of the platform check that it hangs on."""
 
     ability: str
-    layers: Tuple[str, ...]  # noqa: UP006
+    layers: tuple[str, ...]
     binaries: bool = False
     stub: bool = False
 
 
 _ALL = ("load", "serve", "export", "dev")
 
-TARGETS: Dict[str, Needs] = {  # noqa: UP006
+TARGETS: dict[str, Needs] = {
     "demo": Needs("embedded", ("load", "serve"), binaries=True, stub=True),
     "export": Needs("export", ("export",)),
     "serve": Needs("embedded", ("serve",), binaries=True, stub=True),
@@ -46,12 +45,13 @@ TARGETS: Dict[str, Needs] = {  # noqa: UP006
     "bundle": Needs("bundle", ("core",)),
     "test": Needs("tests", _ALL, binaries=True, stub=True),
     "check": Needs("tests", _ALL),
-    "setup": Needs("embedded", _ALL, binaries=True, stub=True),
+    "setup": Needs("tests", _ALL, binaries=True, stub=True),
     "lock": Needs("lock", ()),
+    "offline": Needs("tests", ("load", "serve", "export"), binaries=True, stub=True),
     "analysis": Needs("analysis", ("analysis",)),
 }
 
 
-def resolved(layers: Tuple[str, ...], device: str) -> Tuple[str, ...]:  # noqa: UP006
+def resolved(layers: tuple[str, ...], device: str) -> tuple[str, ...]:
     """`export` becomes the lock of this machine's device: one runtime, never both."""
     return tuple(sorted(f"export-{device}" if layer == "export" else layer for layer in layers))

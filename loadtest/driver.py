@@ -61,6 +61,8 @@ class LoadResult:
     ended: Literal["finished", "stopped", "crashed", "server_lost"]
     errors: Mapping[str, int] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
+    reason: str = ""  # why it ended crashed or server_lost, in one line
+    no_room: bool = False  # the disk was full (exit code 6)
 
 
 class RunningLoad(Protocol):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from brim import disk
-from brim.errors import NotReady
+from brim.errors import Interrupted, NotReady
 from brim.records import Load, StatsRead
 from loadtest.driver import Driver, LoadResult, LoadSpec, RunningLoad, Sample
 from loadtest.plan import LoadPlan
@@ -28,6 +28,7 @@ class Loaded:
     reads: tuple[StatsRead, ...]
     samples: tuple[Sample, ...]
     folder: Path
+    interrupted: Interrupted | None = None  # the signal that ended it early, for the caller to raise again
 
 
 def batch_period_s(reads: Sequence[StatsRead]) -> float | None:
@@ -61,19 +62,22 @@ def run_load(
     disk.save(folder / "spec.json", spec)
     reads = [reader.read()]
     running = driver.start(spec, folder)
-    lost = False
+    lost, interrupted = False, None
     try:
         reader.watch_clients(running.pids)
         lost = _watch(running, plan, reader, reads, spec.seconds, driver.ends_itself, progress, pause)
+    except Interrupted as stopped:
+        interrupted = stopped
     finally:
-        running.stop()
+        if interrupted is not None or not driver.ends_itself or lost:
+            running.stop()
         result = running.finish()
     if not lost:
         _last_read(reader, reads)
     for read in reads:
         disk.append(folder / "reads.jsonl", read)
     load = _load(result, spec, driver, index, purpose, lost)
-    return Loaded(load=load, reads=tuple(reads), samples=result.samples, folder=folder)
+    return Loaded(load=load, reads=tuple(reads), samples=result.samples, folder=folder, interrupted=interrupted)
 
 
 def _watch(

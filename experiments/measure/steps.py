@@ -46,6 +46,7 @@ class Plan:
     max_senders: int
     rounds: int
     cross_check: bool
+    figure_loads: int = FIGURE_LOADS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +154,6 @@ def _figure(plan: Plan, done: Sequence[Done], found: Found) -> Step | None:
     wants_check = plan.cross_check and not any(d.items_per_s is None for d in checks)
     if wants_check and len(checks) < figures:
         return Step(purpose="cross_check", concurrency=found.concurrency, senders=1)
-    if figures < FIGURE_LOADS:
+    if figures < plan.figure_loads:
         return Step(purpose="figure", concurrency=found.concurrency, senders=found.senders)
     return None

@@ -1,0 +1,105 @@
+# Thin names for the brim commands; each prints the one that it runs. What a target needs is set up once, before it.
+#
+#   MODEL=resnet50 CONFIG=b4    which models and which serving configuration (default: all that the tables name)
+#   URL=http://host:8000        load a Triton that runs elsewhere (MODEL is then its model)
+#   SENDERS=2 CONCURRENCY=16    load points of `make loadtest`
+#   MODE=docker                 how `make serve` serves: embedded, docker or remote
+#   OUT=folder ARGS='...'       where results go; anything else that the command takes
+#   PYTHON=python3.12           set up with this Python and no other
+
+.PHONY: help setup demo export serve loadtest status down doctor gpu-check bundle test check lock clean
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+BRIM := .venv/bin/brim
+RUNS = import sys; sys.exit(sys.version_info < (3, 8))
+
+# Any Python that really runs is enough to start with; install/ then chooses the one to build on. Looked up only by
+# the recipes that need it, and once.
+find_boot = for p in "$(PYTHON)" python3.12 python3.11 python3 python3.13 /usr/bin/python3; do \
+	"$$p" -c "$(RUNS)" 2>/dev/null && { echo "$$p"; break; }; done
+BOOT = $(eval BOOT := $(shell $(find_boot)))$(BOOT)
+INSTALL = $(or $(BOOT),$(error Brim needs Python 3.11, 3.12 or 3.13, and no Python answers here: install python3.12 \
+	and python3.12-venv, or name one: make PYTHON=/path/to/python3.12)) -m install
+ensure = @$(INSTALL) ensure --python "$(PYTHON)" --for
+
+out = $(if $(OUT),--out $(OUT))
+# A variant is MODEL__CONFIG; a bare MODEL is the one with the default configuration of a CPU host.
+variant = $(if $(MODEL),$(if $(findstring __,$(MODEL)),$(MODEL),$(MODEL)__$(or $(CONFIG),b4)))
+load = $(if $(CONCURRENCY),--concurrency $(CONCURRENCY)) $(if $(SENDERS),--senders $(SENDERS))
+
+## help        this list
+help:
+	@awk '/^## /{sub(/^## /, "  make "); print}' Makefile
+	@echo "  variables: MODEL CONFIG URL SENDERS CONCURRENCY MODE OUT ARGS PYTHON (the head of the Makefile says what each is)"
+	@b="$(BOOT)"; test -z "$$b" || "$$b" -m install platform
+
+## demo        a first believable number from a small network, without torch
+demo:
+	$(ensure) demo
+	$(strip $(BRIM) demo $(out) $(ARGS))
+
+## export      PyTorch models to ONNX, checked against torch
+export:
+	$(ensure) export
+	$(strip $(BRIM) export $(MODEL) $(out) $(ARGS))
+
+## serve       start Triton on the exported models; it stays up until `make down`
+serve:
+	$(ensure) $(if $(filter-out embedded,$(MODE)),serve-elsewhere,serve)
+	$(strip $(BRIM) serve $(MODEL) $(if $(CONFIG),--config $(CONFIG)) $(if $(MODE),--mode $(MODE)) $(out) $(ARGS))
+
+## loadtest    measure what is served, or with URL= a Triton elsewhere
+loadtest:
+	$(ensure) $(if $(URL),loadtest-url,loadtest)
+	$(strip $(BRIM) loadtest $(if $(URL),$(URL) $(MODEL),$(variant)) $(load) $(out) $(ARGS))
+
+## status      what is served, what is not ready and why
+status:
+	$(ensure) status
+	$(strip $(BRIM) status $(out) $(ARGS))
+
+## down        stop the server that Brim started
+down:
+	$(ensure) down
+	$(strip $(BRIM) down $(out) $(ARGS))
+
+## doctor      look at this machine, one line a part, with its fix
+doctor:
+	$(ensure) doctor
+	$(strip $(BRIM) doctor $(out) $(ARGS))
+
+## gpu-check   figures of a GPU host; with PYTHON=python3 (that has torch) nothing is set up
+gpu-check:
+	$(if $(PYTHON),,$(ensure) gpu-check)
+	$(strip $(if $(PYTHON),$(PYTHON) -m brim,$(BRIM)) gpu-check $(out) $(ARGS))
+
+## bundle      one archive for a host without internet (HAVE=its pip freeze)
+bundle:
+	$(ensure) bundle
+	$(strip $(BRIM) bundle $(if $(HAVE),--have $(HAVE)) $(out) $(ARGS))
+
+## test        all tests
+test:
+	$(ensure) test
+	$(strip .venv/bin/python -m pytest $(ARGS))
+
+## check       format, lint, types, import rules, unit tests: what a commit must pass
+check:
+	$(ensure) check
+	.venv/bin/ruff format --check --quiet .
+	.venv/bin/ruff check --quiet .
+	.venv/bin/mypy
+	.venv/bin/python -m pytest -q tests/unit
+
+## setup       everything that any target needs
+setup:
+	$(ensure) setup
+
+## lock        resolve the dependencies anew and write install/locks/
+lock:
+	@$(INSTALL) lock --python "$(PYTHON)"
+
+## clean       remove .venv, .tools and caches; results in out/ stay
+clean:
+	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,91 @@
+"""The run's own folder: opened before anything is sent, closed whatever happened, recovered after a kill."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import secrets
+import shlex
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+
+from brim import disk, layout
+from brim.environment import describe
+from brim.errors import InvalidRecord, NotReady
+from brim.records import Run, Target
+from engines.digest import engines_digest
+from loadtest.rows import close_rows
+
+
+def new_batch_id() -> str:
+    """Names the runs of one command: UTC to the second and six hex digits."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+
+
+def open_run(out: Path, target: Target, batch_id: str) -> Run:
+    """Make out/runs/<utc>-<variant>-<id>/ with run.json, status `running`."""
+    stamp, _, token = batch_id.partition("-")
+    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in target.model)[:80]
+    run = Run(
+        id=f"{stamp}-{name}-{token}",
+        batch_id=batch_id,
+        command=shlex.join(["brim", *sys.argv[1:]]),
+        target=target,
+        environment=describe(software_of(target)),
+        started_utc=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        pid=os.getpid(),
+        process_started_s=psutil.Process().create_time(),
+        unix_ns=time.time_ns(),
+        monotonic_ns=time.monotonic_ns(),
+    )
+    disk.save(layout.run_folder(out, run.id) / "run.json", run)
+    return run
+
+
+def software_of(target: Target) -> dict[str, str]:
+    """What decides the number besides this process: server, engine code and model."""
+    found = {"server": f"{target.server_name} {target.server_version}", "engines": engines_digest()}
+    if target.variant is not None:
+        found["model"] = target.variant.model.digest
+        model_py = layout.model_repository() / target.variant.name / "1" / "model.py"
+        if model_py.exists():
+            found["model.py"] = disk.sha256(model_py)
+    return found
+
+
+def close_run(out: Path, run: Run, *, crashed: bool = False) -> None:
+    """Rows become requests.parquet, and run.json says that nobody writes here any more."""
+    folder = layout.run_folder(out, run.id)
+    close_rows(folder)
+    disk.save(folder / "run.json", dataclasses.replace(run, status="crashed" if crashed else "closed"))
+
+
+def recover(out: Path) -> list[str]:
+    """Close the runs whose process died without closing them (a kill, a power cut); their ids."""
+    recovered = []
+    for path in sorted(layout.runs(out).glob("*/run.json")):
+        try:
+            run = disk.load(Run, path)
+        except (InvalidRecord, NotReady):
+            continue
+        if run.status == "running" and not _lives(run):
+            close_run(out, run, crashed=True)
+            recovered.append(run.id)
+    return recovered
+
+
+def _lives(run: Run) -> bool:
+    try:
+        return abs(psutil.Process(run.pid).create_time() - run.process_started_s) < 1.0
+    except psutil.Error:
+        return False
+
+
+def machine_lock() -> Path:
+    """One lock for all checkouts and users: two measurements on one machine measure each other."""
+    return Path(tempfile.gettempdir()) / "brim-measuring.lock"

@@ -1,0 +1,74 @@
+"""From the words on the command line to targets: variants of the server that Brim runs, or any model on any Triton."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from brim import layout
+from brim.errors import BrimError, UsageError, did_you_mean
+from brim.kserve import KServe
+from brim.records import Server, Target, TargetLimit
+from loadtest import target as targets
+from serve import ledger
+from serve.variants import load_variant
+
+SCHEMES = ("http://", "https://", "grpc://", "grpcs://")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """One thing to measure, not yet looked at: a variant's name, or a model at a URL."""
+
+    model: str
+    url: str
+    version: str = ""
+    server: Server | None = None
+
+
+def wanted(words: Sequence[str], version: str, out: Path) -> list[Wanted]:
+    """What the words ask for; without words, every variant of the current server."""
+    if words and words[0].startswith(SCHEMES):
+        if len(words) != 2:
+            raise UsageError(f"{words[0]}: name one model behind the URL, as in `brim loadtest {words[0]} my_model`")
+        return [Wanted(model=words[1], url=words[0], version=version)]
+    server = ledger.usable(out)
+    unknown = [w for w in words if w not in server.variants]
+    if unknown:
+        raise UsageError(f"{unknown[0]!r} is not served; {did_you_mean(unknown[0], server.variants)} (`brim status`)")
+    return [Wanted(model=name, url=server.http, version=version, server=server) for name in words or server.variants]
+
+
+def describe(
+    one: Wanted, allowed: Mapping[str, TargetLimit], shapes: Mapping[str, tuple[int, ...]], repository: Path
+) -> Target:
+    """The target as its own server describes it; NotReady with the server's reason if it is not ready."""
+    variant = load_variant(repository, one.model) if one.server and one.server.mode != "remote" else None
+    return targets.describe(
+        one.url, one.model, version=one.version, allowed=allowed, variant=variant, server=one.server, shapes=shapes
+    )
+
+
+def server_pid(target: Target) -> int | None:
+    """The process whose CPU time is the server's, where it is on this machine and Brim's own."""
+    return target.server.pid if target.server is not None else None
+
+
+def lost_reason(target: Target) -> str | None:
+    """Why the target no longer answers as the one that was described, or None if it does."""
+    server = target.server
+    if server is not None and server.mode == "embedded" and not ledger.alive(server):
+        return f"the server process {server.pid} has ended; its log: {server.log}"
+    try:
+        KServe(target.url).metadata()
+    except BrimError as error:
+        return str(error)
+    return None
+
+
+def engine_file(target: Target) -> Path | None:
+    """The model file that the variant serves, for the engine alone; None for known servers and foreign targets."""
+    if target.variant is None or target.variant.config.engine == "known":
+        return None
+    return layout.model_repository() / target.variant.name / "1" / "model.onnx"

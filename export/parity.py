@@ -1,0 +1,104 @@
+"""How far an exported model is from the one it came from: both as engines, on the same seeded images. Pure but for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brim.errors import UsageError
+from brim.records import Parity
+from engines.engine import Engine
+
+BATCHES = (1, 2, 5)
+TOP1_INPUTS = 64
+#: Images that run at once in the top-1 comparison.
+CHUNK = 16
+#: max |difference| / max |reference output| that each precision may reach.
+BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-2}
+#: Below this spread over inputs, relative to the largest output, outputs tell images apart no better than noise.
+LEAST_SPREAD = 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What one engine says to every batch, and to the images of the top-1 comparison."""
+
+    batches: tuple[NDArray[Any], ...]
+    images: NDArray[Any]
+
+
+def answers(engine: Engine, *, batches: Sequence[int] = BATCHES, images: int = TOP1_INPUTS, seed: int) -> Answers:
+    """Run `engine` on seeded images: the first ones in every batch size, and all of them in chunks."""
+    port = engine.inputs[0]
+    given = seeded_images((images, *port.shape[1:]), seed)
+
+    def run(part: NDArray[Any]) -> NDArray[Any]:
+        return engine.run({port.name: part.astype(port.dtype, copy=False)})[engine.outputs[0].name]
+
+    chunks = [run(given[start : start + CHUNK]) for start in range(0, images, CHUNK)]
+    return Answers(batches=tuple(run(given[:size]) for size in batches), images=np.concatenate(chunks))
+
+
+def seeded_images(shape: tuple[int, ...], seed: int) -> NDArray[Any]:
+    """Uniform in [0, 1), as the load's random payload is."""
+    return np.random.default_rng(seed).random(shape, dtype=np.float32)
+
+
+def compare(reference: Answers, exported: Answers, *, bound: float) -> Parity:
+    """The largest error relative to the largest reference output, and on how many images the top class is the same."""
+    errors = [
+        relative_error(wanted, found)
+        for wanted, found in zip(
+            (*reference.batches, reference.images), (*exported.batches, exported.images), strict=True
+        )
+    ]
+    return Parity(
+        max_relative_error=float(np.max(errors)),  # a NaN stays one, and no bound holds for it
+        bound=bound,
+        top1_equal=int(np.sum(top1(reference.images) == top1(exported.images))),
+        top1_inputs=len(reference.images),
+        batches=tuple(len(answer) for answer in reference.batches),
+    )
+
+
+def relative_error(wanted: NDArray[Any], found: NDArray[Any]) -> float:
+    """max |found - wanted| / max |wanted|; infinite where the shapes differ."""
+    if wanted.shape != found.shape:
+        return float("inf")
+    wanted = wanted.astype(np.float64)
+    return float(np.max(np.abs(found.astype(np.float64) - wanted)) / np.max(np.abs(wanted)))
+
+
+def top1(answers: NDArray[Any]) -> NDArray[Any]:
+    """The top class of every image."""
+    return np.argmax(answers.reshape(len(answers), -1), axis=1)
+
+
+def spread(answers: NDArray[Any]) -> float:
+    """Standard deviation over inputs, averaged over outputs, relative to the largest output: 0 = all the same."""
+    largest = float(np.max(np.abs(answers)))
+    return float(np.mean(np.std(answers.astype(np.float64), axis=0))) / largest if largest > 0 else 0.0
+
+
+def require(parity: Parity, name: str) -> None:
+    """Refuse an export that does not compute what its model does."""
+    if not parity.held:
+        raise UsageError(
+            f"{name}: the exported model differs from torch: error {parity.max_relative_error:.2e} "
+            f"(bound {parity.bound:.0e}), top-1 equal on {parity.top1_equal} of {parity.top1_inputs}; "
+            "nothing was written: try another opset, or report the network"
+        )
+
+
+def require_spread(answers: NDArray[Any], name: str) -> None:
+    """Refuse weights whose outputs could not show a wrong row or value."""
+    found = spread(answers)
+    if not found >= LEAST_SPREAD:
+        raise UsageError(
+            f"{name}: its outputs hardly depend on the image (spread {found:.1e}, needed {LEAST_SPREAD:.0e}); "
+            "try another seed, or give weights with --weights"
+        )

@@ -1,0 +1,76 @@
+"""Every threshold that a judgement rests on, in one place, each with its reason.
+
+Reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+# ---------------------------------------------------------------------------- windows and steady state
+
+#: Shorter windows are moved too much by one batch more or less, and by the once-a-second reads around them.
+WINDOW_MIN_S: Final = 10.0
+#: One batch cut off at an edge then weighs at most 1/40; whole-batch edges take most of that away, too.
+WINDOW_MIN_BATCHES: Final = 40
+#: Longer windows only cost time; a model too slow for 40 batches in 60 s has windows that state how many.
+WINDOW_MAX_S: Final = 60.0
+
+#: MSER-5 averages this many neighbouring bins (the 5 of its name).
+STEADY_GROUP: Final = 5
+#: Shorter bins only add noise: clients and servers hiccup for tens of milliseconds.
+STEADY_BIN_S: Final = 0.1
+#: Below this the statistic's minimum lands in the second half of stationary noise too often.
+STEADY_BINS: Final = 100
+#: Ten groups: with fewer, d may not go beyond the half any more (k - 5 < k / 2), so the test could not fail.
+STEADY_BINS_LEAST: Final = 50
+#: The statistic shrinks to 0 where few groups are left, so the last five are never cut into.
+STEADY_END_GUARD: Final = 5
+#: What is taken as warm-up where a record is too short for MSER-5: a convention, and flagged as one.
+STEADY_SHORT_WARMUP_SHARE: Final = 0.2
+#: Halves of a record that differ by more than a plateau may are not one steady state.
+STEADY_HALVES: Final = 0.03
+
+# ---------------------------------------------------------------------------- figures
+
+#: Closer rates count as the same: gain of a doubling, gain of one more sender, choice of the load point.
+PLATEAU: Final = 0.03
+#: Batch means of an interval: 10 to 30 are usual; 10 keeps each as long, and so as independent, as can be.
+SEGMENTS: Final = 10
+#: Batches that a stretch must hold before an interval is drawn from it: four to each segment.
+INTERVAL_MIN_BATCHES: Final = 40
+CONFIDENCE: Final = 0.95
+#: With two starts the t quantile is 12.7: an interval that says nothing.
+STARTS_LEAST: Final = 3
+
+# ---------------------------------------------------------------------------- checks
+
+#: Little's law holds for honest bookkeeping; the rest is the client's time between requests.
+LITTLE: Final = 0.05
+#: Two generators that share cores with the server take different amounts of its time …
+AGREE_SHARED: Final = 0.05
+#: … pinned apart from it, or with the work on a GPU, they cannot.
+AGREE_APART: Final = 0.03
+#: A cross-check compares medians, and one window has none.
+AGREE_WINDOWS: Final = 2
+#: A server cannot beat its own engine; this is the noise of two runs at different times.
+CEILING: Final = 1.05
+#: |served - in process| / max |in process|: rounding of another order of additions, no more.
+PARITY: Final[Mapping[str, float]] = MappingProxyType({"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-2})
+
+# ---------------------------------------------------------------------------- what limits, and the verdict
+
+#: Busier than this, an engine has no time left to give.
+FULL_BUSY: Final = 0.98
+#: Fuller than this, batches have no place left; the first and last of a window may be short.
+FULL_BATCH: Final = 0.98
+#: A further sender that finds less than a tenth of the machine idle proves nothing by gaining nothing.
+CPU_ROOM: Final = 0.90
+#: From here on all cores count as busy: the rest is the kernel's own bookkeeping.
+CPU_FULL: Final = 0.95
+#: Requests that wait longer than this share of their latency do queue; less is the batcher's own hand-over.
+QUEUE_WAITS: Final = 0.05
+#: More requests than this not answered well, and the rate is that of another workload.
+FAILING: Final = 0.01

@@ -1,0 +1,305 @@
+"""Load by the real perf_analyzer: the second, independent generator of Brim's figures.
+
+Writes requests/<worker>.bin like every sender, and into the load's folder its CSV, the end of its output and
+result.json. Everything sent is in the rows, warm-up and drain included.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from functools import cache
+from pathlib import Path
+from typing import IO, Literal
+
+from brim import disk, guard, layout
+from brim.errors import BrimError, NoResource, NotReady
+from brim.kserve import KServe
+from brim.records import Status
+from loadtest import perf_analyzer_command as command
+from loadtest import perf_analyzer_output as output
+from loadtest.driver import LoadResult, LoadSpec
+from loadtest.senders.tally import RowFile, Texts, row_file
+
+#: It reads its input data (at most 340 MB of JSON, 2 to 3 s) and asks for the model's metadata before it sends.
+START_UP_S = 20.0
+POLL_S = 0.1
+FLUSH_NS = 1_000_000_000
+#: libcurl's trace is 1.1 KB per request; its file is emptied when it is this long, the end of it tells of errors.
+STDERR_BYTES = 4 * 2**20
+LAST_BYTES = 2**14
+
+
+def available(binary: Path | None = None, libraries: Path | None = None) -> str | None:
+    """Why perf_analyzer cannot run on this machine, in one line, or None if it can; asked once per process."""
+    return _ask(binary or layout.perf_analyzer(), libraries or layout.perf_analyzer_libraries())
+
+
+@cache
+def _ask(binary: Path, libraries: Path) -> str | None:
+    if not binary.is_file():
+        return f"perf_analyzer is not at {binary}; `make setup` fetches it"
+    try:
+        asked = subprocess.run(
+            [binary, "--version"], env=command.environment(libraries), capture_output=True, timeout=10, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"{binary} --version did not answer within 10 s"
+    except OSError as error:
+        return f"{binary} does not run on this machine: {error.strerror}"
+    if asked.returncode != 0:
+        said = " | ".join(output.words(asked.stderr)[-1:]) or f"exit {asked.returncode}"
+        return f"{binary} does not run on this machine: {said}"
+    return None
+
+
+class PerfAnalyzerDriver:
+    """One perf_analyzer process per load point; `batched` (None: the server is asked) = the model takes a batch."""
+
+    generator: Literal["locust", "perf_analyzer", "loadgen"] = "perf_analyzer"
+    ends_itself = True
+
+    def __init__(
+        self, *, binary: Path | None = None, libraries: Path | None = None, batched: bool | None = None
+    ) -> None:
+        self._binary = binary or layout.perf_analyzer()
+        self._libraries = libraries or layout.perf_analyzer_libraries()
+        self._batched = batched
+
+    def start(self, spec: LoadSpec, folder: Path) -> RunningPerfAnalyzer:
+        """Begin sending; UsageError if this load is not for perf_analyzer, NotReady if it does not run here."""
+        address = command.check(spec)
+        if (why := available(self._binary, self._libraries)) is not None:
+            raise NotReady(why)
+        disk.make_folder(folder)
+        data = command.write_input_data(Path(spec.payload), lambda: self._takes_a_batch(spec))
+        csv_file(folder).unlink(missing_ok=True)  # one of an earlier load would pass for this one's
+        told = command.arguments(spec, address, data, csv_file(folder))
+        return RunningPerfAnalyzer(spec, folder, [str(self._binary), *told], command.environment(self._libraries))
+
+    def _takes_a_batch(self, spec: LoadSpec) -> bool:
+        if self._batched is not None:
+            return self._batched
+        config = KServe(spec.url, spec.allowed).model_config(spec.model, spec.version)
+        return int(config.get("max_batch_size", 0)) > 0
+
+
+def csv_file(folder: Path) -> Path:
+    return folder / "perf_analyzer.csv"
+
+
+class RunningPerfAnalyzer:
+    """A perf_analyzer that is sending, and the thread that stamps its trace and ends it when it overruns."""
+
+    def __init__(self, spec: LoadSpec, folder: Path, program: list[str], env: dict[str, str]) -> None:
+        self._spec, self._folder = spec, folder
+        self._trace, self._texts = output.Trace(), Texts()
+        self._done_ns = array.array("q")  # completion instants of answered requests, in order
+        self._stopped, self._killed, self._broken = False, "", ""
+        self._no_room = False
+        self._reader_cpu_s = 0.0
+        self._lock = threading.Lock()  # between a signal and the reaping that makes the pid invalid
+        self._result: LoadResult | None = None
+        rows = row_file(Path(spec.rows), spec.first_worker)
+        self._rows = RowFile(rows, spec.first_worker, spec.point.items_per_request)
+        self._stderr = self._open_stderr()
+        self._start_ns = time.monotonic_ns()
+        self._deadline_s = time.monotonic() + START_UP_S + spec.seconds + spec.drain_s
+        self._process = self._spawn(program, env)
+        self._thread = threading.Thread(target=self._watch, name="perf_analyzer", daemon=True)
+        self._thread.start()
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return (self._process.pid,)
+
+    def running(self) -> bool:
+        """False once perf_analyzer has ended and its rows are written."""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """SIGINT, once (a second one would make it exit 0 at once): it ends its window, drains and writes no CSV."""
+        with self._lock:
+            if self._stopped or self._process.returncode is not None:
+                return
+            self._stopped = True
+            self._deadline_s = min(self._deadline_s, time.monotonic() + self._spec.drain_s)
+            os.kill(self._process.pid, signal.SIGINT)
+
+    def finish(self) -> LoadResult:
+        """Wait (the watching thread bounds it) and give the result."""
+        self._thread.join()
+        assert self._result is not None  # the thread sets it whatever happens
+        return self._result
+
+    def _open_stderr(self) -> IO[bytes]:
+        file = self._folder / "perf_analyzer.stderr"
+        with disk.told(file):
+            return file.open("a+b", buffering=0)  # append: what is written after a cut stands at its start
+
+    def _spawn(self, program: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+        supervise = Path(__file__).with_name("supervise.py")
+        cpus = ",".join(str(cpu) for cpu in self._spec.cpus)
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", str(supervise), str(os.getpid()), cpus, *program],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env=env,
+            start_new_session=True,  # a Ctrl-C at the terminal is Brim's to pass on, once
+        )
+
+    # ---- the watching thread
+
+    def _watch(self) -> None:
+        """Until perf_analyzer has ended; every way out reaps it and leaves a result."""
+        try:
+            self._follow()
+        except BrimError as error:  # a full disk: end the load, tell why
+            self._broken, self._no_room = str(error), isinstance(error, NoResource)
+            self._kill("could not be followed")
+        exit_code, cpu_s = self._reap()
+        self._reader_cpu_s = time.thread_time()
+        self._result = self._conclude(exit_code, cpu_s)
+        with contextlib.suppress(BrimError):  # the result is in memory all the same
+            disk.save(self._folder / "result.json", self._result)
+
+    def _follow(self) -> None:
+        stdout = self._process.stdout
+        assert stdout is not None
+        poll, flushed_ns = select.poll(), time.monotonic_ns()
+        poll.register(stdout, select.POLLIN)
+        while True:
+            ready = poll.poll(POLL_S * 1000)
+            now_ns = time.monotonic_ns()
+            if ready:
+                said = os.read(stdout.fileno(), 2**16)
+                if not said:
+                    return
+                self._take(said, now_ns)
+            self._guard_time()
+            if now_ns - flushed_ns > FLUSH_NS:
+                flushed_ns = now_ns
+                self._rows.flush()
+                if os.fstat(self._stderr.fileno()).st_size > STDERR_BYTES:
+                    os.ftruncate(self._stderr.fileno(), 0)
+
+    def _take(self, said: bytes, now_ns: int) -> None:
+        for sent_ns in self._trace.feed(said, now_ns):
+            self._rows.add(sent_ns, sent_ns, now_ns, Status.OK)
+            self._done_ns.append(now_ns)
+
+    def _guard_time(self) -> None:
+        if not self._killed and time.monotonic() > self._deadline_s:
+            bound_s = self._spec.drain_s if self._stopped else START_UP_S + self._spec.seconds + self._spec.drain_s
+            self._kill(f"did not end within {bound_s:g} s")
+
+    def _kill(self, why: str) -> None:
+        with self._lock:
+            self._killed = why
+            if self._process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _reap(self) -> tuple[int, float]:
+        """Exit code and processor seconds, once it has ended (a closed standard output is not yet an end)."""
+        while True:
+            with self._lock:
+                pid, status, used = os.wait4(self._process.pid, os.WNOHANG)
+                if pid:
+                    self._process.returncode = os.waitstatus_to_exitcode(status)
+                    break
+            self._guard_time()
+            time.sleep(0.005)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        return self._process.returncode, used.ru_utime + used.ru_stime
+
+    def _conclude(self, exit_code: int, cpu_s: float) -> LoadResult:
+        end_ns = time.monotonic_ns()
+        stderr = self._last_stderr()
+        said = output.words(stderr)
+        rate = self._csv_rate()
+        ended, reason = output.outcome(
+            exit_code=exit_code, stopped=self._stopped, killed=self._killed, rate=rate, answered=len(self._done_ns),
+            said=said,
+        )  # fmt: skip
+        if self._broken:
+            reason = self._broken
+        elif ended == "crashed" and not self._server_answers():
+            ended = "server_lost"
+        if ended != "finished":
+            for line in said[-3:]:
+                self._texts.add(line)
+        elif rate is not None and (odd := self._disagreement(rate)):
+            reason = odd
+        self._close_rows(stderr, end_ns)
+        counts = self._rows.counts
+        return LoadResult(
+            workers=(self._spec.first_worker,),
+            start_ns=self._trace.first_sent_ns or self._start_ns,
+            end_ns=end_ns,
+            sent=sum(counts),
+            ok=counts[Status.OK],
+            rejected=counts[Status.REJECTED],
+            timed_out=counts[Status.TIMED_OUT],
+            failed=counts[Status.FAILED],
+            cancelled=counts[Status.CANCELLED],
+            items_ok=counts[Status.OK] * self._spec.point.items_per_request,
+            client_cpu_s=cpu_s + self._reader_cpu_s,
+            ended=ended,
+            errors=self._texts.counts,
+            reason=reason,
+            no_room=self._no_room,
+        )
+
+    def _close_rows(self, stderr: bytes, end_ns: int) -> None:
+        rows = output.left_over(
+            self._trace.in_flight.values(), failed=output.failed_requests(stderr), end_ns=end_ns,
+            timeout_ns=round(self._spec.timeout_s * 1e9),
+        )  # fmt: skip
+        try:
+            for sent_ns, done_ns, status in rows:
+                self._rows.add(sent_ns, sent_ns, done_ns, status)
+            self._rows.close()
+            disk.save_text(
+                self._folder / "perf_analyzer.log", self._trace.tail.decode("utf-8", "replace")[-LAST_BYTES:]
+            )
+        except NoResource as error:
+            self._no_room = True
+            self._texts.add(str(error))
+
+    def _last_stderr(self) -> bytes:
+        with self._stderr as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - LAST_BYTES))
+            return stream.read()
+
+    def _csv_rate(self) -> float | None:
+        try:
+            text = csv_file(self._folder).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return None
+        return output.csv_rate(text, self._spec.point.concurrency or 0)
+
+    def _disagreement(self, rate: float) -> str | None:
+        seconds = command.interval_ms(self._spec.seconds) / 1000 * command.WINDOW_FACTOR * command.WINDOWS
+        return output.disagreement(
+            self._done_ns, start_ns=self._trace.first_sent_ns or self._start_ns, seconds=seconds,
+            items=self._spec.point.items_per_request, concurrency=self._spec.point.concurrency or 0, rate=rate,
+        )  # fmt: skip
+
+    def _server_answers(self) -> bool:
+        endpoint = guard.parse_url(self._spec.url)
+        try:
+            guard.connect(endpoint.host, endpoint.port, self._spec.allowed, timeout_s=1.0).close()
+        except BrimError:
+            return False
+        return True

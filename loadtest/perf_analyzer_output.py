@@ -1,0 +1,148 @@
+"""What perf_analyzer says: its trace, its CSV and its last words, and what they make of a load. Pure.
+
+With `-v -v` its HTTP client prints the head of every request as it is sent and of every answer as it comes. These
+lines are stamped with CLOCK_MONOTONIC as they arrive: warm-up and drain are in them, and no step of the system clock
+(which perf_analyzer itself stamps with) can reach them.
+"""
+
+from __future__ import annotations
+
+import bisect
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from brim.records import Status
+
+Ended = Literal["finished", "stopped", "crashed", "server_lost"]
+
+#: The two JSON heads of a request; each is printed in one piece, while the words before it may interleave.
+_HEAD = re.compile(rb'\{"id":"(\d{1,20})","(inputs|model_name)"')
+_HEAD_BYTES = 64  # more than the longest of them, so a head that two reads cut apart is found in the second
+_TAIL_BYTES = 2**16
+
+#: Lines of libcurl's own trace on stderr.
+_CURL = re.compile(
+    r"[*<>](\s|$)|(Host|User-Agent|Accept|Content-Type|Content-Length|Inference-Header-Content-Length|Expect):", re.I
+)
+_UNPRINTABLE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x1f\x7f-\x9f]+")
+_REQUEST_ID = re.compile(r"\[request id: \d+\] ")
+_THREAD_ERROR = re.compile(r"Thread \[\d+\] had error: ")
+#: How 2.51 puts it that the server went away; an empty answer is what a reset connection looks like to it.
+_GONE = ("couldn't connect", "document is empty", "connection refused", "connection reset", "returned nothing")
+
+#: The rows and the CSV describe one stretch; more than this apart, and one of them is wrong.
+AGREEMENT = 0.02
+
+
+class Trace:
+    """The requests in flight, followed through perf_analyzer's standard output."""
+
+    def __init__(self) -> None:
+        self.in_flight: dict[bytes, int] = {}  # request id -> sent_ns
+        self.first_sent_ns: int | None = None
+        self.tail = b""  # the newest output, for its summary
+        self._rest = b""
+
+    def feed(self, output: bytes, now_ns: int) -> list[int]:
+        """Take output that arrived at `now_ns`; gives the sent_ns of each request that was answered in it."""
+        self.tail = (self.tail + output)[-_TAIL_BYTES:]
+        text, end, answered = self._rest + output, 0, []
+        for head in _HEAD.finditer(text):
+            end = head.end()
+            if head[2] == b"inputs":
+                self.in_flight[head[1]] = now_ns
+                self.first_sent_ns = self.first_sent_ns or now_ns
+            elif head[1] in self.in_flight:
+                answered.append(self.in_flight.pop(head[1]))
+        self._rest = text[end:][-_HEAD_BYTES:]
+        return answered
+
+
+def csv_rate(text: str, concurrency: int) -> float | None:
+    """Items per second in the row of this concurrency, or None if there is no such row or it cannot be read."""
+    for row in csv.DictReader(io.StringIO(text)):
+        try:
+            if int(row.get("Concurrency") or "") == concurrency:
+                return float(row.get("Inferences/Second") or "")
+        except ValueError:
+            continue
+    return None
+
+
+def words(stderr: bytes) -> list[str]:
+    """What it said on stderr, without libcurl's trace, control characters and request ids."""
+    said = []
+    for line in stderr.decode("utf-8", "replace").splitlines():
+        line = _REQUEST_ID.sub("", _THREAD_ERROR.sub("", _UNPRINTABLE.sub(" ", line))).strip()
+        if line and not _CURL.match(line):
+            said.append(line[:200])
+    return said
+
+
+def failed_requests(stderr: bytes) -> int:
+    """How many failures it reports (one per thread; one is enough to end it)."""
+    return len(_THREAD_ERROR.findall(stderr.decode("utf-8", "replace")))
+
+
+def server_gone(said: Iterable[str]) -> bool:
+    """True if its last words are those of a client whose server went away."""
+    return any(sign in line.lower() for line in said for sign in _GONE)
+
+
+def left_over(sent: Iterable[int], *, failed: int, end_ns: int, timeout_ns: int) -> list[tuple[int, int, Status]]:
+    """What became of the requests that were never answered, as (sent_ns, done_ns, status).
+
+    Past the deadline of a request it timed out there; of the others the oldest are those that it reports as failed.
+    """
+    rows = []
+    for sent_ns in sorted(sent):
+        if end_ns - sent_ns >= timeout_ns:
+            rows.append((sent_ns, sent_ns + timeout_ns, Status.TIMED_OUT))
+        elif failed > 0:
+            rows.append((sent_ns, end_ns, Status.FAILED))
+            failed -= 1
+        else:
+            rows.append((sent_ns, end_ns, Status.CANCELLED))
+    return rows
+
+
+def disagreement(
+    done_ns: Sequence[int], *, start_ns: int, seconds: float, items: int, concurrency: int, rate: float
+) -> str | None:
+    """A line if the rows of the measured stretch and the CSV's rate are not of one mind, else None.
+
+    The stretch begins with the first request and lasts `seconds`; its end may fall on either side of one round of
+    answers, so this much is allowed where it is more than AGREEMENT.
+    """
+    counted = bisect.bisect_right(done_ns, start_ns + round(seconds * 1e9)) * items
+    reported = rate * seconds
+    if abs(counted - reported) <= max(AGREEMENT * reported, concurrency * items):
+        return None
+    return f"perf_analyzer reports {rate:g} items/s, its trace gives {counted / seconds:g} over the same {seconds:g} s"
+
+
+def outcome(
+    *, exit_code: int, stopped: bool, killed: str, rate: float | None, answered: int, said: Sequence[str]
+) -> tuple[Ended, str]:
+    """How the load ended, and why if it did not finish; its exit code alone is never believed.
+
+    2.51 exits 0 after a first SIGINT without a CSV, and 0 when the CSV cannot be written.
+    """
+    if exit_code == 0 and rate is not None and answered and not killed:
+        return "finished", ""
+    last = " | ".join(said[-3:]) or "it said nothing"
+    if killed:
+        return "crashed", f"perf_analyzer {killed} and was killed; {last}"
+    if exit_code != 0 and server_gone(said):
+        return "server_lost", f"perf_analyzer lost the server: {last}"
+    if stopped:
+        return "stopped", ""
+    if exit_code != 0:
+        ended = f"was ended by signal {-exit_code}" if exit_code < 0 else f"exited {exit_code}"
+        return "crashed", f"perf_analyzer {ended}: {last}"
+    if rate is None:
+        return "crashed", f"perf_analyzer exited 0 but its CSV has no row for this concurrency; {last}"
+    return "crashed", f"perf_analyzer exited 0 but its trace shows no answered request; {last}"

@@ -1,0 +1,65 @@
+"""The record of a prepared payload: what a sender reads to send it and to know a good answer.
+
+payload.json in the payload's folder; standard library only, because every sender process imports it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from brim import disk
+from brim.records import Tensor
+
+#: Bytes of one element on the wire; BYTES has none, each of its elements carries its own length.
+ELEMENT_BYTES = {
+    "BOOL": 1, "INT8": 1, "UINT8": 1, "INT16": 2, "UINT16": 2, "FP16": 2, "BF16": 2,
+    "INT32": 4, "UINT32": 4, "FP32": 4, "INT64": 8, "UINT64": 8, "FP64": 8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One request of the pool: its file, and one .npy per input in the order of the payload's inputs."""
+
+    request: str
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Payload:
+    """A pool of requests that differ only in their data."""
+
+    url: str
+    model: str
+    version: str
+    items_per_request: int
+    source: str  # random:<seed>, or where the user's data came from
+    inputs: tuple[Tensor, ...]  # shapes as sent, batch dimension included
+    outputs: tuple[Tensor, ...]  # shapes as expected, batch dimension included, -1 = any
+    members: tuple[Member, ...]
+    request_bytes: int  # of the largest member, head included
+
+    @property
+    def binary_bytes(self) -> dict[str, int | None]:
+        """Expected length of each output; None where a dimension or an element's size is open."""
+        return {t.name: tensor_bytes(t.dtype, t.shape) for t in self.outputs}
+
+
+def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int | None:
+    """Bytes of a tensor on the wire, or None if its dtype or shape leaves that open."""
+    size = ELEMENT_BYTES.get(dtype)
+    if size is None or any(d < 0 for d in shape):
+        return None
+    for d in shape:
+        size *= d
+    return size
+
+
+def payload_file(folder: Path) -> Path:
+    return folder / "payload.json"
+
+
+def load(folder: Path) -> Payload:
+    """The payload in a folder; NotReady if nothing was prepared there."""
+    return disk.load(Payload, payload_file(folder))

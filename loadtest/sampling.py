@@ -1,0 +1,33 @@
+"""The outputs that were kept under load, decoded: what the check of values compares with the in-process engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from brim import disk
+from brim.errors import InvalidRecord
+from brim.records import Target
+from loadtest import request_bytes
+from loadtest.driver import LoadResult
+
+
+def read_outputs(target: Target, result: LoadResult, folder: Path) -> list[tuple[int, dict[str, np.ndarray]]]:
+    """For each sample of the load in `folder`: which payload was sent, and every output by name.
+
+    InvalidRecord if a kept answer does not hold together or lacks one of the target's outputs.
+    """
+    outputs = []
+    for sample in result.samples:
+        file = folder / sample.file
+        with disk.told(file):
+            body = file.read_bytes()
+        try:
+            found = request_bytes.read_tensors(body, sample.json_bytes, "outputs")
+            outputs.append((sample.payload, {t.name: found[t.name] for t in target.outputs}))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidRecord(
+                f"{file}: not the answer of {target.model} ({error}); measure again"
+            ) from error
+    return outputs

@@ -1,0 +1,162 @@
+"""What all users of one sender process share: the requests to send, the judge of answers, the tally, when to stop.
+
+Writes through its tally only. Knows no load generator; sleeping is the caller's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+from brim import disk, guard
+from brim.errors import NoResource
+from brim.guard import Endpoint
+from brim.records import Status, TargetLimit
+from loadtest import prepared
+from loadtest.prepared import Payload
+from loadtest.senders.answers import Judge
+from loadtest.senders.tally import Samples, Texts
+
+LOST_AFTER_NS = 1_000_000_000  # nobody could connect for so long: the server is gone
+
+Ended = Literal["finished", "stopped", "crashed", "server_lost"]
+
+
+class Rows(Protocol):
+    """Where the row of each request goes."""
+
+    def add(self, intended_ns: int, sent_ns: int, done_ns: int, status: int) -> None: ...
+
+
+class Wires(Protocol):
+    """What the deadline needs to know of a user."""
+
+    sent_ns: int  # 0 while nothing is in flight
+    overdue: bool
+
+    def cut(self) -> None:
+        """Wake the user out of whatever it waits for on its connection."""
+
+
+class Job:
+    """The shared state of one load point in one process."""
+
+    def __init__(
+        self,
+        *,
+        payload: Payload,
+        requests: Sequence[bytes],
+        allowed: Mapping[str, TargetLimit],
+        users: int,
+        senders: int,
+        timeout_s: float,
+        samples: int,
+        rows: Rows,
+    ) -> None:
+        self.endpoint: Endpoint = guard.parse_url(payload.url)
+        self.requests, self.allowed, self.rows = list(requests), dict(allowed), rows
+        self.judge = Judge(payload.outputs)
+        self.timeout_s, self.timeout_ns = timeout_s, int(timeout_s * 1e9)
+        self.users: list[Wires] = []
+        self.texts, self.samples = Texts(), Samples(samples, len(self.requests), time.monotonic_ns())
+        self.stopping = False
+        self.ended: Ended = "finished"
+        self.reason = ""
+        self.no_room = False
+        self.refusal: Exception | None = None  # why a user could not connect before the load began
+        self._wanted_users, self._refusals, self._first_refusal_ns = users, 0, 0
+        self._pace_ns, self._next_turn_ns = pace_ns(self.endpoint, allowed, senders), 0
+
+    def stop(self, ended: Ended, reason: str = "") -> None:
+        """Send no more; the first cause is kept."""
+        if not self.stopping:
+            self.ended, self.reason, self.stopping = ended, reason, True
+
+    def out_of_room(self, error: NoResource) -> None:
+        """The disk is full: end, and say so."""
+        self.no_room = True
+        self.stop("crashed", str(error))
+
+    def record(self, sent_ns: int, done_ns: int, status: Status, text: str) -> None:
+        """Take down one request that has ended (closed loop: it was intended when it was sent)."""
+        try:
+            self.rows.add(sent_ns, sent_ns, done_ns, status)
+        except NoResource as error:
+            self.out_of_room(error)
+        if text:
+            self.texts.add(text)
+
+    def connected(self) -> None:
+        """A user got a connection: the server is there."""
+        self._refusals = 0
+
+    def refused(self, text: str) -> None:
+        """A user got none: when that is all that has happened for a while, the server is lost."""
+        now = time.monotonic_ns()
+        if self._refusals == 0:
+            self._first_refusal_ns = now
+        self._refusals += 1
+        if self._refusals >= max(3, self._wanted_users) and now - self._first_refusal_ns >= LOST_AFTER_NS:
+            self.stop("server_lost", text)
+
+    def turn_s(self) -> float:
+        """Seconds until the next request may be sent where the rate is capped (0 elsewhere); takes that turn."""
+        if not self._pace_ns:
+            return 0.0
+        now = time.monotonic_ns()
+        turn = max(now, self._next_turn_ns)
+        self._next_turn_ns = turn + self._pace_ns
+        return (turn - now) / 1e9
+
+    def enforce_deadline(self) -> float:
+        """Cut every request whose total time is over; seconds until the next one can be over."""
+        now = oldest = time.monotonic_ns()
+        for user in self.users:
+            sent = user.sent_ns
+            if not sent or user.overdue:
+                continue
+            if now - sent >= self.timeout_ns:
+                user.overdue = True
+                user.cut()
+            elif sent < oldest:
+                oldest = sent
+        return max(0.001, (oldest + self.timeout_ns - now) / 1e9)
+
+    @property
+    def in_flight(self) -> int:
+        return sum(1 for user in self.users if user.sent_ns)
+
+
+def pace_ns(endpoint: Endpoint, allowed: Mapping[str, TargetLimit], senders: int) -> int:
+    """Nanoseconds between two requests of one of `senders` processes; 0 = as fast as it goes.
+
+    Only a host that is not loopback has a limit; the senders share it evenly.
+    """
+    limit = allowed.get(endpoint.host)
+    if limit is None or limit.max_rate_per_s is None:
+        return 0
+    if all(address.loopback for address in guard.judge(endpoint.host, endpoint.port, allowed)):
+        return 0
+    return int(1e9 * senders / limit.max_rate_per_s)
+
+
+def share(whole: int, senders: int, number: int) -> int:
+    """What sender `number` takes of `whole`: evenly, the first ones one more."""
+    return whole // senders + (1 if number < whole % senders else 0)
+
+
+def read_requests(folder: Path, payload: Payload) -> list[bytes]:
+    """The bytes of every request of the pool."""
+    requests = []
+    for member in payload.members:
+        with disk.told(folder / member.request):
+            requests.append((folder / member.request).read_bytes())
+    return requests
+
+
+def load_pool(folder: Path) -> tuple[Payload, list[bytes]]:
+    """A prepared payload and its requests."""
+    payload = prepared.load(folder)
+    return payload, read_requests(folder, payload)

@@ -1,0 +1,1 @@
+"""Variant folders, and the Triton servers that serve them."""

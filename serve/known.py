@@ -1,0 +1,86 @@
+"""Servers of known capacity: what each takes and gives, and the truth that it logged.
+
+Reads serve/models/<kind>.py for its digest, and <server folder>/executions-<variant>.<instance>.csv.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, cast
+
+from brim.errors import InvalidRecord, UsageError, did_you_mean
+from brim.records import KnownServer, Tensor
+
+Kind = Literal["null", "image", "sleep"]
+
+MODELS = Path(__file__).with_name("models")
+
+#: kind -> its parameters and their defaults. 224 pixels a side: the article's pictures, 602,112 bytes each.
+KINDS: dict[str, dict[str, float]] = {
+    "null": {"elements": 16},
+    "image": {"pixels": 224},
+    "sleep": {"elements": 16, "service_ms": 10},
+}
+LONGEST_SERVICE_MS = 60_000  # a batch that takes longer than the longest window says nothing
+
+_EXECUTION = re.compile(r"(\d+),(\d+),(\d+)\n")
+
+
+def known_server(kind: str, parameters: Mapping[str, float]) -> KnownServer:
+    """The known server of that kind; what `parameters` does not name keeps its default."""
+    if kind not in KINDS:
+        raise UsageError(f"there is no known server {kind!r}; {did_you_mean(kind, KINDS)}")
+    values = {name: float(value) for name, value in {**KINDS[kind], **parameters}.items()}
+    for name, value in values.items():
+        _check_parameter(kind, name, value)
+    return KnownServer(
+        kind=cast(Kind, kind),
+        parameters=values,
+        inputs=(_input(values),),
+        outputs=(_fp32("OUTPUT", 1),) if kind == "image" else (_fp32("OUTPUT", values["elements"]),),
+        digest=digest(kind),
+    )
+
+
+def _check_parameter(kind: str, name: str, value: float) -> None:
+    if name not in KINDS[kind]:
+        raise UsageError(f"{kind} has no parameter {name!r}; {did_you_mean(name, KINDS[kind])}")
+    if name == "service_ms" and not 0 < value <= LONGEST_SERVICE_MS:
+        raise UsageError(f"{kind}: service_ms is {value:g}, must be above 0 and at most {LONGEST_SERVICE_MS}")
+    if name != "service_ms" and not (1 <= value <= 1 << 20 and value == int(value)):
+        raise UsageError(f"{kind}: {name} is {value:g}, must be a whole number from 1 to {1 << 20}")
+
+
+def _input(values: Mapping[str, float]) -> Tensor:
+    if "pixels" in values:
+        return _fp32("INPUT", 3, values["pixels"], values["pixels"])
+    return _fp32("INPUT", values["elements"])
+
+
+def _fp32(name: str, *shape: float) -> Tensor:
+    return Tensor(name=name, dtype="FP32", shape=tuple(int(size) for size in shape))
+
+
+def digest(kind: str) -> str:
+    """Of all that decides what the server does: its own module and the one that every model shares."""
+    content = b"".join((MODELS / name).read_bytes() for name in (f"{kind}.py", "stub.py"))
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_executions(server_folder: Path, variant: str) -> list[tuple[int, int, int]]:
+    """What the instances of a known server logged: (start_ns, end_ns, items) by start, warm-up included.
+
+    May be read while the server is up: a line that is just being written is left out.
+    """
+    executions = []
+    for file in sorted(server_folder.glob(f"executions-{variant}.*.csv")):
+        for number, line in enumerate(file.read_text(encoding="ascii").splitlines(keepends=True), 1):
+            found = _EXECUTION.fullmatch(line)
+            if found:
+                executions.append((int(found[1]), int(found[2]), int(found[3])))
+            elif line.endswith("\n"):
+                raise InvalidRecord(f"{file}:{number}: {line.strip()!r} is not start_ns,end_ns,items; remove the file")
+    return sorted(executions)
