@@ -51,6 +51,8 @@ class Endpoint:
 
 def parse_url(url: str) -> Endpoint:
     """Take a target URL apart; user info, paths and foreign schemes are refused (UsageError)."""
+    if "@" in url:  # first of all: no later message may repeat a secret
+        raise UsageError("the target holds user info (…@host); leave it out and write http://host:port")
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -58,8 +60,6 @@ def parse_url(url: str) -> Endpoint:
         raise UsageError(f"{url!r} is not a URL ({error}); write http://host:port") from None
     if parts.scheme not in ("http", "https", "grpc", "grpcs") or not parts.hostname:
         raise UsageError(f"{url!r} is not a target; write http://host:port or grpc://host:port")
-    if "@" in parts.netloc:
-        raise UsageError(f"the target {parts.scheme}://…@{parts.hostname} holds user info; leave it out")
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         raise UsageError(f"{url!r} has a path; write only {parts.scheme}://host:port")
     if port == 0:

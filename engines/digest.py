@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+ROOM = Path(__file__).resolve().parent
 
-def engines_digest(folder: Path = Path(__file__).resolve().parent) -> str:
+
+def engines_digest(folder: Path = ROOM) -> str:
     """SHA-256 over the name and bytes of every Python file of this room."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.py")):

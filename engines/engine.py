@@ -1,6 +1,6 @@
 """What every engine can do, and `open_engine`, which opens a model file with the runtime that a config names.
 
-Reads the model file. Imports a runtime only when its engine is opened, so that importing this module stays cheap.
+Reads the model file. Imports a runtime only when its engine is opened, so that importing this stays cheap.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """ONNX Runtime as an engine: on the provider that was asked for, or not at all.
 
-Reads one ONNX file. ONNX Runtime falls back to the CPU with no more than a log line when CUDA cannot be loaded;
-here that is an error. Its threads do not spin while they wait: client and server may share the cores.
+Reads one ONNX file. ONNX Runtime falls back to the CPU with no more than a log line when CUDA cannot be
+loaded; here that is an error. Its threads do not spin while they wait: client and server may share the cores.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _options(threads: int, entries: Mapping[str, str]) -> Any:
 
 def _port(path: Path, node: Any) -> Port:
     if node.type not in DTYPES:
-        raise UsageError(f"{path}: {node.name!r} is a {node.type}, which numpy cannot hold; export it in another type")
+        raise UsageError(f"{path}: {node.name!r} is a {node.type}, not an array type; export it in another")
     shape = tuple(size if isinstance(size, int) else -1 for size in node.shape)
     return Port(name=node.name, dtype=np.dtype(DTYPES[node.type]), shape=shape)
 

@@ -1,7 +1,7 @@
 """One job for an engine in a process of its own: `python -m engines.run SPEC.json`.
 
-Runs in the stub's environment too (standard library, numpy, the runtime). Reads SPEC.json, writes the JSON file that
-its `result` names, atomically. Keys of both jobs (those with a value here may be left out):
+Runs in the stub's environment too (standard library, numpy, the runtime). Reads SPEC.json, writes the JSON file
+that its `result` names, atomically. Keys of both jobs (those with a value here may be left out):
 
     job       "ceiling" or "outputs"
     model     path of the model file
@@ -12,7 +12,7 @@ its `result` names, atomically. Keys of both jobs (those with a value here may b
 ceiling: how many items per second the engine gives with nobody else in the way.
 
     batch                  items in a batch
-    inputs = {}            name -> shape of one item, needed only where the model leaves more than the batch open
+    inputs = {}            name -> shape of one item, needed where the model leaves more than the batch open
     seed = 0               of the random inputs, four batches of which are run in turn
     seconds = 5.0, min_batches = 20, warmup_batches = 3       it ends when both of the first two are reached
     → batch, batches, items, seconds, items_per_s, batch_s {first, median, min, max, all[]}
@@ -25,9 +25,9 @@ outputs: what the engine answers, to compare a server's answers with.
     outputs_folder         where the answers are written
     → samples: [{output name: path of the .npy}, …] in the same order
 
-Both answer schema, job, engine, provider, threads, device, cpus, open_s and software (python, numpy, runtime, digest of
-engines/). A failure is {"schema", "job", "error", "word"} and an exit code as in brim/errors.py; without a usable
-spec, one line on stderr and exit code 2.
+Both answer schema, job, engine, provider, threads, device, cpus, open_s and software (python, numpy, runtime,
+digest of engines/). A failure is {"schema", "job", "error", "word"} and an exit code as in brim/errors.py;
+without a usable spec, one line on stderr and exit code 2.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def random_batch(ports: Sequence[Port], shapes: Mapping[str, Sequence[int]], batch: int, seed: int) -> Arrays:
-    """A seeded batch for every input: standard normal for floats, 0 or 1 for whole numbers (valid as any index)."""
+    """A seeded batch for every input: floats in [0, 1), whole numbers 0 or 1 (valid as any index)."""
     rng = np.random.default_rng(seed)
     return {port.name: _random(port, (batch, *_item_shape(port, shapes)), rng) for port in ports}
 
@@ -91,16 +91,16 @@ def random_batch(ports: Sequence[Port], shapes: Mapping[str, Sequence[int]], bat
 def _item_shape(port: Port, shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
     shape = tuple(shapes.get(port.name, port.shape[1:]))
     if any(size < 0 for size in shape):
-        raise UsageError(f"input {port.name!r} has the open shape {list(shape)}; give its shape under 'inputs'")
+        raise UsageError(f"input {port.name!r} has the open shape {list(shape)}; give one under 'inputs'")
     return shape
 
 
 def _random(port: Port, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[Any]:
     if port.dtype.kind == "f":
-        return rng.standard_normal(shape, dtype=np.float32).astype(port.dtype, copy=False)
+        return rng.random(shape, dtype=np.float32).astype(port.dtype, copy=False)
     if port.dtype.kind in "iub":
         return rng.integers(0, 2, size=shape).astype(port.dtype)
-    raise UsageError(f"input {port.name!r} holds {port.dtype}, for which no random values are made; use job 'outputs'")
+    raise UsageError(f"input {port.name!r} holds {port.dtype}, which is not made at random; use job 'outputs'")
 
 
 def run_ceiling(engine: Engine, spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def main(arguments: Sequence[str]) -> int:
         given = json.loads(spec_path.read_text(encoding="utf-8"))
         result = Path(given["result"])
     except (IndexError, KeyError, OSError, TypeError, ValueError) as error:
-        print(f"engines.run: no usable spec ({error!r}); usage: python -m engines.run SPEC.json", file=sys.stderr)
+        print(f"engines.run: no usable spec ({error!r}); python -m engines.run SPEC.json", file=sys.stderr)
         return UsageError.exit_code
     try:
         save(result, do(complete(given)))

@@ -12,7 +12,7 @@ from engines.engine import Arrays, Port
 
 
 class TorchModuleEngine:
-    """`module` in evaluation mode; inputs are passed in the order of `inputs`. Sets torch's process-wide threads."""
+    """`module` in evaluation mode, inputs in the order of `inputs`; sets torch's process-wide threads."""
 
     def __init__(self, module: Any, *, inputs: Sequence[Port], outputs: Sequence[Port], threads: int) -> None:
         torch.set_num_threads(threads)

@@ -32,7 +32,7 @@ def demo(say: Say, out: Path) -> int:
     server = embedded.start(names, out=out, repository=repository, say=say)
     try:
         (wanted,) = targets.wanted(names, "", out)
-        target = targets.describe(wanted, {}, {}, repository)
+        target = targets.describe(wanted, {}, {})
         plan = read_plan(None)
         request = Request(
             plan=plan, batch_id=ledger.new_batch_id(), allowed={}, concurrency=target.full, senders=1,

@@ -1,1 +1,1 @@
-"""Model → ONNX and ModelCard: recipes from models.toml, weights, the file, parity with torch, one atomic folder."""
+"""Model → ONNX and ModelCard: recipe, weights, file, parity with torch, one atomic folder."""

@@ -1,4 +1,4 @@
-"""One model from its recipe to its folder: weights, ONNX, parity, card. The shell round the modules that know how.
+"""One model from its recipe to its folder: weights, ONNX, parity, card. The shell round what knows how.
 
 Writes out/models/<model>/{model.onnx, card.json}. Imports torch; `brim export --help` never gets here.
 """
@@ -19,11 +19,11 @@ from brim.say import Say
 from engines.engine import open_engine
 from engines.torch_module import TorchModuleEngine
 from export import parity, write
-from export.recipes import Recipe, Weights
-from export.to_onnx import Exported, quiet, write_onnx
+from export.recipes import DECIDING_PACKAGES, Recipe, Weights
+from export.to_onnx import quiet, write_onnx
 from export.weights import Create, load
 
-NOTED_PACKAGES = ("onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "safetensors", "timm", "torch", "torchvision")
+NOTED_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "safetensors", *DECIDING_PACKAGES)
 PRECISION = "fp32"
 
 
@@ -55,7 +55,7 @@ def build(
         with phase("onnx"):
             exported = write_onnx(module, recipe, path, say)
         with phase("parity"):
-            held = measure_parity(module, exported, path, recipe, check_spread=weights.kind == "seeded")
+            held = measure_parity(module, path, recipe, check_spread=weights.kind == "seeded")
         card = ModelCard(
             name=recipe.name,
             source=recipe.source,
@@ -72,7 +72,7 @@ def build(
     return card, phase
 
 
-def measure_parity(module: Any, exported: Exported, path: Path, recipe: Recipe, *, check_spread: bool) -> Parity:
+def measure_parity(module: Any, path: Path, recipe: Recipe, *, check_spread: bool) -> Parity:
     """Both engines on the same images; raises unless they agree within the precision's bound."""
     threads = len(os.sched_getaffinity(0))
     engine = open_engine("onnxruntime", path, threads=threads)

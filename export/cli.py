@@ -22,7 +22,7 @@ from export.recipes import Recipe, Weights
 @verb("Write models as ONNX with a free batch dimension, checked against torch. No NAME: the default models.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--models", "file", type=click.Path(path_type=Path), help="A models.toml of your own.")
-@click.option("--weights", metavar="pretrained|FILE", help="timm's hub, or a .safetensors file. [default: seeded]")
+@click.option("--weights", metavar="pretrained|FILE", help="timm's hub, or a .safetensors file; else seeded.")
 def export(say: Say, out: Path, names: Sequence[str], file: Path | None, weights: str | None) -> None:
     chosen = recipes.choose(recipes.read_models(file or recipes.DEFAULT_FILE), names)
     given = recipes.read_weights(weights, len(chosen))

@@ -1,4 +1,4 @@
-"""How far an exported model is from the one it came from: both as engines, on the same seeded images. Pure but for them."""
+"""How far an exported model is from its source: both as engines, on the same seeded images. Pure but for them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOP1_INPUTS = 64
 CHUNK = 16
 #: max |difference| / max |reference output| that each precision may reach.
 BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-2}
-#: Below this spread over inputs, relative to the largest output, outputs tell images apart no better than noise.
+#: Below this spread over inputs, relative to the largest output, outputs cannot show a wrong row.
 LEAST_SPREAD = 1e-3
 
 
@@ -49,7 +49,7 @@ def seeded_images(shape: tuple[int, ...], seed: int) -> NDArray[Any]:
 
 
 def compare(reference: Answers, exported: Answers, *, bound: float) -> Parity:
-    """The largest error relative to the largest reference output, and on how many images the top class is the same."""
+    """The largest error relative to the largest output, and on how many images the top class is the same."""
     errors = [
         relative_error(wanted, found)
         for wanted, found in zip(
@@ -75,11 +75,11 @@ def relative_error(wanted: NDArray[Any], found: NDArray[Any]) -> float:
 
 def top1(answers: NDArray[Any]) -> NDArray[Any]:
     """The top class of every image."""
-    return np.argmax(answers.reshape(len(answers), -1), axis=1)
+    return np.asarray(np.argmax(answers.reshape(len(answers), -1), axis=1))
 
 
 def spread(answers: NDArray[Any]) -> float:
-    """Standard deviation over inputs, averaged over outputs, relative to the largest output: 0 = all the same."""
+    """Mean standard deviation over inputs, relative to the largest output: 0 = all the same."""
     largest = float(np.max(np.abs(answers)))
     return float(np.mean(np.std(answers.astype(np.float64), axis=0))) / largest if largest > 0 else 0.0
 
@@ -99,6 +99,6 @@ def require_spread(answers: NDArray[Any], name: str) -> None:
     found = spread(answers)
     if not found >= LEAST_SPREAD:
         raise UsageError(
-            f"{name}: its outputs hardly depend on the image (spread {found:.1e}, needed {LEAST_SPREAD:.0e}); "
+            f"{name}: outputs hardly depend on the image (spread {found:.1e}, needed {LEAST_SPREAD:.0e}); "
             "try another seed, or give weights with --weights"
         )

@@ -1,7 +1,7 @@
-"""Recipes: what models.toml says of each model, and the digest of all that decides an exported file. Pure but for reads.
+"""Recipes: what models.toml says of each model, and the digest of all that decides an exported file.
 
-Reads models.toml and the weights file's bytes; imports neither torch nor onnx, so that an unchanged model is recognised
-at once.
+Reads models.toml and the weights file's bytes, writes nothing; imports neither torch nor onnx, so that an
+unchanged model is recognised at once.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def read_weights(asked: str | None, models: int) -> Weights:
     if not path.is_file():
         raise UsageError(f"--weights {asked}: there is no such file; give the path of a .safetensors file")
     if models != 1:
-        raise UsageError(f"--weights {asked} holds one model's weights, but {models} were asked for; name one")
+        raise UsageError(f"--weights {asked} holds one model's weights, but {models} models are meant; name one")
     return Weights(kind="file", file=path, digest=disk.sha256(path))
 
 
@@ -154,7 +154,7 @@ def deciding_versions() -> dict[str, str]:
     try:
         return {name: importlib.metadata.version(name) for name in DECIDING_PACKAGES}
     except importlib.metadata.PackageNotFoundError as error:
-        raise UsageError(f"export needs {error.name}, which is not installed here; run `make export`") from error
+        raise UsageError(f"export needs {error.name}, which is not installed; run `make export`") from error
 
 
 def deciding_code() -> str:

@@ -69,7 +69,7 @@ def _export(module: Any, example: Any, opset: int) -> Any:
 
 
 def strip(model: Any) -> None:
-    """Remove what the exporter notes about its own source: it holds paths of this machine and is never run."""
+    """Remove the exporter's notes on where code came from: they hold paths of this machine."""
     del model.metadata_props[:]
     del model.graph.metadata_props[:]
     model.graph.doc_string = ""
@@ -85,10 +85,11 @@ def check(model: Any, name: str) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise UsageError(f"{name}: the exported graph does not pass onnx.checker ({' '.join(str(error).split())})") from error
+        why = " ".join(str(error).split())
+        raise UsageError(f"{name}: the graph does not pass onnx.checker ({why}); try another opset") from error
     for value in (*model.graph.input, *model.graph.output):
         if value.type.tensor_type.shape.dim[0].HasField("dim_value"):
-            raise UsageError(f"{name}: the batch dimension of {value.name!r} is fixed; the network depends on its batch")
+            raise UsageError(f"{name}: {value.name!r} has a fixed batch dimension; the network depends on it")
 
 
 def _described(model: Any, name: str) -> Exported:
@@ -97,7 +98,8 @@ def _described(model: Any, name: str) -> Exported:
             f"{name}: {len(model.graph.input)} inputs and {len(model.graph.output)} outputs; "
             "image models with one of each are exported"
         )
-    return Exported(inputs=tuple(map(_tensor, model.graph.input)), outputs=tuple(map(_tensor, model.graph.output)))
+    graph = model.graph
+    return Exported(inputs=tuple(map(_tensor, graph.input)), outputs=tuple(map(_tensor, graph.output)))
 
 
 def _tensor(value: Any) -> Tensor:

@@ -1,6 +1,6 @@
 """A model's folder under out/models, written whole: built beside its place, then swapped in by a rename.
 
-An interruption leaves the previous folder, or none; never a half. Readers take no notice of names that start with a dot.
+An interruption leaves the previous folder, or none; never a half. Readers skip names that start with a dot.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def sole_writer(out: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def new_folder(out: Path, model: str) -> Iterator[Path]:
-    """An empty folder to build in; at the end of the block it takes the model's place, after an error it is gone."""
+    """An empty folder to build in; it takes the model's place at the end of the block, or goes on an error."""
     place = layout.model_folder(out, model)
     disk.make_folder(place.parent)
     if place.exists() and not place.is_dir():

@@ -24,7 +24,7 @@ EXCLUSIVE = (("export-cpu", "export-gpu"),)
 def ensure(needs: Needs, python: PythonFacts, *, device: str, binaries_run: bool, system_site: bool = False) -> None:
     """Bring the checkout to what `needs` names; silent and quick where nothing is to be done."""
     start = time.monotonic()
-    with _alone():
+    with alone():
         worked = _tool(needs, python, device, system_site)
         if needs.binaries and binaries_run:
             worked = _binaries(python) or worked
@@ -66,7 +66,7 @@ def _stub(python: PythonFacts, device: str) -> bool:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """Two makes in one checkout set up one after the other."""
     handle = os.open(LOCKS, os.O_RDONLY)
     try:

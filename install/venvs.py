@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -59,14 +59,12 @@ def merged(found: State | None, wanted: State, *, exclusive: tuple[tuple[str, st
     if found is None or (found.python, found.version) != (wanted.python, wanted.version):
         return wanted
     barred = {other for pair in exclusive for layer, other in (pair, pair[::-1]) if layer in wanted.layers}
-    stay = tuple(layer for layer in found.layers if layer not in barred and layer not in wanted.layers)
-    kept = {layer: digest(lock_file(".".join(wanted.version.split(".")[:2]), layer)) for layer in stay}
-    return State(
-        python=wanted.python,
-        version=wanted.version,
-        layers=dict(sorted({**kept, **wanted.layers}.items())),
-        project=wanted.project,
-    )
+    stay = [layer for layer in found.layers if layer not in barred and layer not in wanted.layers]
+    minor = wanted.version.rpartition(".")[0]
+    layers = {**wanted.layers, **{layer: digest(lock_file(minor, layer)) for layer in stay}}
+    if set(layers) - {"build", "core"}:
+        layers.pop("core", None)  # every other layer holds the core
+    return replace(wanted, layers=dict(sorted(layers.items())))
 
 
 def ensure(venv: Path, wanted: State, *, system_site: bool = False) -> bool:
@@ -78,7 +76,7 @@ def ensure(venv: Path, wanted: State, *, system_site: bool = False) -> bool:
     (venv / STAMP).unlink(missing_ok=True)  # from here until it is written again, the environment is not whole
     if fresh:
         _create(venv, wanted.python, system_site)
-    locks = [lock_file(".".join(wanted.version.split(".")[:2]), layer) for layer in wanted.layers]
+    locks = [lock_file(wanted.version.rpartition(".")[0], layer) for layer in wanted.layers]
     _prune(venv, locks)
     _pip(venv, *_install_words(), *(word for lock in locks for word in ("-r", str(lock))))
     if wanted.project:

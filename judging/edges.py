@@ -21,17 +21,27 @@ def whole_batch_edge(done_ns: Nanoseconds, near_ns: int, period_ns: int) -> int:
     The answers of one batch arrive together, so a batch ends where the longest gap follows. Candidates are
     the last completion up to `near_ns` (its gap covers `near_ns`) and those within one batch period after it.
     """
-    first = int(np.searchsorted(done_ns, near_ns, side="right")) - 1
-    if first < 0:
-        return whole_batch_edge(done_ns, int(done_ns[0]), period_ns)
-    last = int(np.searchsorted(done_ns, near_ns + period_ns, side="right")) - 1
-    gaps = np.diff(done_ns[first : last + 2])  # nothing is known of the gap after the record's last completion
-    return int(done_ns[first + int(np.argmax(gaps))]) if gaps.size else int(done_ns[first])
+    return int(_edges(done_ns, np.array([near_ns]), period_ns)[0])
 
 
 def whole_batch_edges(done_ns: Nanoseconds, near_ns: Nanoseconds, period_ns: int) -> Nanoseconds:
     """`whole_batch_edge` of each of `near_ns`, without repeats, sorted."""
-    return np.unique([whole_batch_edge(done_ns, int(near), period_ns) for near in near_ns]).astype(np.int64)
+    return np.unique(_edges(done_ns, near_ns, period_ns))
+
+
+def _edges(done_ns: Nanoseconds, near_ns: Nanoseconds, period_ns: int) -> Nanoseconds:
+    near_ns = np.maximum(near_ns, done_ns[0])  # before the first completion: the end of the first batch
+    first = np.searchsorted(done_ns, near_ns, side="right") - 1
+    last = np.searchsorted(done_ns, near_ns + period_ns, side="right") - 1
+    return done_ns[[_longest_gap(done_ns, int(i), int(j)) for i, j in zip(first, last, strict=True)]]
+
+
+def _longest_gap(done_ns: Nanoseconds, first: int, last: int) -> int:
+    """Which of the completions `first` … `last` the longest gap follows; of the record's last nothing is known."""
+    following = done_ns[first + 1 : last + 2]
+    if following.size == 0:
+        return first
+    return first + int((following - done_ns[first : first + following.size]).argmax())
 
 
 def counted(done_ns: Nanoseconds, items: Counts, edges_ns: Sequence[int] | Nanoseconds) -> npt.NDArray[np.int64]:

@@ -12,8 +12,10 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
+from brim.records import Window
 from judging.edges import Counts, Nanoseconds, rates, whole_batch_edges
 from judging.tolerances import CONFIDENCE, INTERVAL_MIN_BATCHES, SEGMENTS, STARTS_LEAST
+from judging.windows import Rows, answered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,11 +26,12 @@ class Stretch:
     items: Counts
     start_ns: int
     end_ns: int
-    period_ns: int  # from batch to batch
+    batches: float
 
     @property
-    def batches(self) -> float:
-        return (self.end_ns - self.start_ns) / self.period_ns
+    def period_ns(self) -> int:
+        """From batch to batch."""
+        return max(1, round((self.end_ns - self.start_ns) / self.batches))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,18 @@ class Interval:
     @property
     def bounds(self) -> tuple[float, float]:
         return (self.low, self.high)
+
+
+def stretch(rows: Rows, windows: Sequence[Window], period_ns: int) -> Stretch:
+    """The stretch that neighbouring windows of one load cover; `rows` are those of the load, by completion.
+
+    Without statistics the batches are taken to be `period_ns` apart.
+    """
+    done_ns, items = answered(rows)
+    start_ns, end_ns = windows[0].start_ns, windows[-1].end_ns
+    known = [w.batches for w in windows if w.batches]
+    batches = sum(known) if len(known) == len(windows) else (end_ns - start_ns) / period_ns
+    return Stretch(done_ns=done_ns, items=items, start_ns=start_ns, end_ns=end_ns, batches=batches)
 
 
 def within_run(stretches: Sequence[Stretch]) -> Interval | None:

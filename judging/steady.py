@@ -19,6 +19,7 @@ from judging.tolerances import (
     STEADY_END_GUARD,
     STEADY_GROUP,
     STEADY_HALVES,
+    STEADY_RESOLUTION,
     STEADY_SHORT_WARMUP_SHARE,
 )
 
@@ -53,7 +54,7 @@ def steady(done_ns: Nanoseconds, items: Counts, *, start_ns: int, end_ns: int, p
         return _short(done_ns, items, start_ns, stop_ns, period_ns, n_bins)
     values = bins(done_ns, items, start_ns=start_ns, end_ns=stop_ns, count=n_bins, period_ns=period_ns)
     z = values.reshape(groups, STEADY_GROUP).mean(axis=1)
-    statistic = mser(z)
+    statistic = mser(z, least_variance=float(STEADY_RESOLUTION * z.mean()) ** 2)
     late = 2 * int(np.argmin(statistic)) >= groups
     halves = second_half_gain(done_ns, items, start_ns, stop_ns, period_ns)
     unstable = late and abs(halves) > STEADY_HALVES
@@ -82,17 +83,18 @@ def bins(
     return shared
 
 
-def mser(z: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def mser(z: npt.NDArray[np.float64], *, least_variance: float = 0.0) -> npt.NDArray[np.float64]:
     """MSER's statistic for d = 0 … k - 5: the squared standard error of the mean of what follows the first d.
 
-    sum over j > d of (Z_j - mean of Z_j, j > d)^2 / (k - d)^2, by sums from the end.
+    sum over j > d of ((Z_j - mean of Z_j, j > d)^2 + least_variance) / (k - d)^2, by sums from the end. The
+    statistic has no scale: without a least variance the least ripple of a steady server decides where to cut.
     """
     k = z.size
     centred = z - z.mean()  # the sums of squares then lose no digits
     left = k - np.arange(k)
     tail = np.cumsum(centred[::-1])[::-1]
     squares = np.cumsum(centred[::-1] ** 2)[::-1]
-    statistic: npt.NDArray[np.float64] = (squares - tail**2 / left) / left**2
+    statistic: npt.NDArray[np.float64] = ((squares - tail**2 / left) + least_variance * left) / left**2
     return statistic[: max(1, k - STEADY_END_GUARD + 1)]
 
 

@@ -28,6 +28,8 @@ STEADY_BINS: Final = 100
 STEADY_BINS_LEAST: Final = 50
 #: The statistic shrinks to 0 where few groups are left, so the last five are never cut into.
 STEADY_END_GUARD: Final = 5
+#: Smaller ripples of the rate are not told from steadiness; a drift that moves the halves by 3% is seven times it.
+STEADY_RESOLUTION: Final = 0.005
 #: What is taken as warm-up where a record is too short for MSER-5: a convention, and flagged as one.
 STEADY_SHORT_WARMUP_SHARE: Final = 0.2
 #: Halves of a record that differ by more than a plateau may are not one steady state.

@@ -38,9 +38,10 @@ def by_completion(rows: Rows) -> Rows:
     if rows.size and np.any(rows["done_ns"] < rows["sent_ns"]):
         at = int(np.argmax(rows["done_ns"] < rows["sent_ns"]))
         raise InvalidRecord(f"row {at}: a request ended before it was sent; the sender's clock is not monotonic")
-    if np.all(rows["done_ns"][1:] >= rows["done_ns"][:-1]):
+    done_ns = np.ascontiguousarray(rows["done_ns"])
+    if np.all(done_ns[1:] >= done_ns[:-1]):
         return rows
-    return rows[np.argsort(rows["done_ns"], kind="stable")]
+    return rows[np.argsort(done_ns, kind="stable")]
 
 
 def answered(rows: Rows) -> tuple[Nanoseconds, Counts]:

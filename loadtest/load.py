@@ -18,6 +18,8 @@ from loadtest.statistics_reader import INTERVAL_S, StatisticsReader
 LOST_AFTER = 3
 #: A first estimate of the batch period needs this many batches.
 PERIOD_BATCHES = 5
+#: A record that is long enough but holds no steady window yet goes on for this long before it is judged again.
+LONGER_S = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,13 +52,15 @@ def run_load(
     *,
     index: int,
     purpose: str,
-    progress: Callable[[float, float | None], None],
+    suffices: Callable[[Sequence[StatsRead]], bool],
+    progress: Callable[[float, float], None],
     pause: Callable[[float], None] = time.sleep,
 ) -> Loaded:
     """Send one load point and give what came of it; a lost server or a dead child is an outcome, not an exception.
 
-    The driver is stopped as soon as the record is as long as the batch period asks for (spec.seconds bounds it);
-    whatever ends this function, the children have ended before it returns.
+    The driver is stopped as soon as the record is as long as the batch period asks for and `suffices` says that it
+    holds what it was made for (spec.seconds bounds it); whatever ends this function, the children have ended
+    before it returns.
     """
     folder = Path(spec.folder)
     disk.save(folder / "spec.json", spec)
@@ -65,7 +69,8 @@ def run_load(
     lost, interrupted = False, None
     try:
         reader.watch_clients(running.pids)
-        lost = _watch(running, plan, reader, reads, spec.seconds, driver.ends_itself, progress, pause)
+        enough = None if driver.ends_itself else suffices
+        lost = _watch(running, plan, reader, reads, spec.seconds, enough, progress, pause)
     except Interrupted as stopped:
         interrupted = stopped
     finally:
@@ -86,12 +91,15 @@ def _watch(
     reader: StatisticsReader,
     reads: list[StatsRead],
     limit_s: float,
-    ends_itself: bool,
-    progress: Callable[[float, float | None], None],
+    suffices: Callable[[Sequence[StatsRead]], bool] | None,
+    progress: Callable[[float, float], None],
     pause: Callable[[float], None],
 ) -> bool:
-    """Read until the record is long enough or the driver has ended; True if the server stopped answering."""
-    start_ns, failures = time.monotonic_ns(), 0
+    """Read until the record is long enough or the driver has ended; True if the server stopped answering.
+
+    `suffices` is None for a driver that ends by itself.
+    """
+    start_ns, failures, longer_s = time.monotonic_ns(), 0, 0.0
     while running.running():
         pause(INTERVAL_S)
         try:
@@ -103,10 +111,12 @@ def _watch(
                 return True
         elapsed_s = (time.monotonic_ns() - start_ns) / 1e9
         period_s = batch_period_s([r for r in reads if r.before_ns > start_ns])
-        wanted_s = min(plan.record_for(period_s), limit_s) if period_s else None
+        wanted_s = min(plan.record_for(period_s) + longer_s, limit_s) if period_s else limit_s
         progress(elapsed_s, wanted_s)
-        if not ends_itself and wanted_s is not None and elapsed_s >= wanted_s:
-            return False
+        if suffices is not None and elapsed_s >= wanted_s:
+            if elapsed_s >= limit_s or suffices(reads):
+                return False
+            longer_s += LONGER_S
     return False
 
 

@@ -43,6 +43,7 @@ class LocustDriver:
     """Drives closed-loop load over HTTP."""
 
     generator: Literal["locust", "perf_analyzer", "loadgen"] = "locust"
+    ends_itself = False
 
     def start(self, spec: LoadSpec, folder: Path) -> RunningLoad:
         """Start the senders, wait until each has its connections, and release them together."""

@@ -31,10 +31,13 @@ from loadtest.senders.tally import RowFile, Texts, row_file
 #: It reads its input data (at most 340 MB of JSON, 2 to 3 s) and asks for the model's metadata before it sends.
 START_UP_S = 20.0
 POLL_S = 0.1
+#: A request may just be on its way from perf_analyzer to the trace when the order to stop arrives.
+STOPPING_S = 0.25
 FLUSH_NS = 1_000_000_000
 #: libcurl's trace is 1.1 KB per request; its file is emptied when it is this long, the end of it tells of errors.
 STDERR_BYTES = 4 * 2**20
 LAST_BYTES = 2**14
+STDERR = "perf_analyzer.stderr"
 
 
 def available(binary: Path | None = None, libraries: Path | None = None) -> str | None:
@@ -103,6 +106,7 @@ class RunningPerfAnalyzer:
         self._trace, self._texts = output.Trace(), Texts()
         self._done_ns = array.array("q")  # completion instants of answered requests, in order
         self._stopped, self._killed, self._broken = False, "", ""
+        self._drained_s = 0.0  # once told to stop, nothing in flight counts as drained from here on
         self._no_room = False
         self._reader_cpu_s = 0.0
         self._lock = threading.Lock()  # between a signal and the reaping that makes the pid invalid
@@ -125,12 +129,13 @@ class RunningPerfAnalyzer:
         return self._thread.is_alive()
 
     def stop(self) -> None:
-        """SIGINT, once (a second one would make it exit 0 at once): it ends its window, drains and writes no CSV."""
+        """SIGINT, once: it sends no more, but sleeps until its window is over; the watching thread ends the sleep."""
         with self._lock:
             if self._stopped or self._process.returncode is not None:
                 return
-            self._stopped = True
+            self._drained_s = time.monotonic() + STOPPING_S
             self._deadline_s = min(self._deadline_s, time.monotonic() + self._spec.drain_s)
+            self._stopped = True  # last: the watching thread reads the two above once it sees this
             os.kill(self._process.pid, signal.SIGINT)
 
     def finish(self) -> LoadResult:
@@ -140,7 +145,7 @@ class RunningPerfAnalyzer:
         return self._result
 
     def _open_stderr(self) -> IO[bytes]:
-        file = self._folder / "perf_analyzer.stderr"
+        file = self._folder / STDERR
         with disk.told(file):
             return file.open("a+b", buffering=0)  # append: what is written after a cut stands at its start
 
@@ -197,9 +202,12 @@ class RunningPerfAnalyzer:
             self._done_ns.append(now_ns)
 
     def _guard_time(self) -> None:
-        if not self._killed and time.monotonic() > self._deadline_s:
-            bound_s = self._spec.drain_s if self._stopped else START_UP_S + self._spec.seconds + self._spec.drain_s
-            self._kill(f"did not end within {bound_s:g} s")
+        now_s = time.monotonic()
+        if self._stopped:
+            if now_s > self._drained_s and (not self._trace.in_flight or now_s > self._deadline_s):
+                self._kill("")
+        elif now_s > self._deadline_s:
+            self._kill(f"did not end within {START_UP_S + self._spec.seconds + self._spec.drain_s:g} s")
 
     def _kill(self, why: str) -> None:
         with self._lock:
@@ -225,21 +233,7 @@ class RunningPerfAnalyzer:
     def _conclude(self, exit_code: int, cpu_s: float) -> LoadResult:
         end_ns = time.monotonic_ns()
         stderr = self._last_stderr()
-        said = output.words(stderr)
-        rate = self._csv_rate()
-        ended, reason = output.outcome(
-            exit_code=exit_code, stopped=self._stopped, killed=self._killed, rate=rate, answered=len(self._done_ns),
-            said=said,
-        )  # fmt: skip
-        if self._broken:
-            reason = self._broken
-        elif ended == "crashed" and not self._server_answers():
-            ended = "server_lost"
-        if ended != "finished":
-            for line in said[-3:]:
-                self._texts.add(line)
-        elif rate is not None and (odd := self._disagreement(rate)):
-            reason = odd
+        ended, reason = self._how_it_ended(exit_code, output.words(stderr))
         self._close_rows(stderr, end_ns)
         counts = self._rows.counts
         return LoadResult(
@@ -260,6 +254,21 @@ class RunningPerfAnalyzer:
             no_room=self._no_room,
         )
 
+    def _how_it_ended(self, exit_code: int, said: list[str]) -> tuple[output.Ended, str]:
+        rate = self._csv_rate()
+        ended, reason = output.outcome(
+            exit_code=exit_code, stopped=self._stopped, killed=self._killed, rate=rate, answered=len(self._done_ns),
+            said=said,
+        )  # fmt: skip
+        if ended == "finished" and rate is not None:
+            return ended, self._disagreement(rate) or ""
+        if ended != "stopped":
+            for line in said[-3:]:
+                self._texts.add(line)
+        if ended == "crashed" and not self._broken and not self._server_answers():
+            ended = "server_lost"
+        return ended, self._broken or reason
+
     def _close_rows(self, stderr: bytes, end_ns: int) -> None:
         rows = output.left_over(
             self._trace.in_flight.values(), failed=output.failed_requests(stderr), end_ns=end_ns,
@@ -269,18 +278,20 @@ class RunningPerfAnalyzer:
             for sent_ns, done_ns, status in rows:
                 self._rows.add(sent_ns, sent_ns, done_ns, status)
             self._rows.close()
-            disk.save_text(
-                self._folder / "perf_analyzer.log", self._trace.tail.decode("utf-8", "replace")[-LAST_BYTES:]
-            )
+            said = output.words(stderr) + self._trace.tail[-LAST_BYTES:].decode("utf-8", "replace").splitlines()
+            disk.save_text(self._folder / "perf_analyzer.log", "\n".join(said) + "\n")
         except NoResource as error:
             self._no_room = True
             self._texts.add(str(error))
 
     def _last_stderr(self) -> bytes:
+        """The end of what it said on stderr, from the start of a line; the file itself goes."""
         with self._stderr as stream:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(max(0, size - LAST_BYTES))
-            return stream.read()
+            last = stream.read()
+        (self._folder / STDERR).unlink(missing_ok=True)
+        return last if size <= LAST_BYTES else last.partition(b"\n")[2]
 
     def _csv_rate(self) -> float | None:
         try:

@@ -76,7 +76,7 @@ def words(stderr: bytes) -> list[str]:
     """What it said on stderr, without libcurl's trace, control characters and request ids."""
     said = []
     for line in stderr.decode("utf-8", "replace").splitlines():
-        line = _REQUEST_ID.sub("", _THREAD_ERROR.sub("", _UNPRINTABLE.sub(" ", line))).strip()
+        line = _REQUEST_ID.sub("", _THREAD_ERROR.sub("", " ".join(_UNPRINTABLE.sub(" ", line).split())))
         if line and not _CURL.match(line):
             said.append(line[:200])
     return said

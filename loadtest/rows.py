@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +26,12 @@ FIELDS: tuple[str, ...] = ROW_DTYPE.names or ()
 def close_rows(run: Path) -> Path:
     """Put the rows of every worker into requests.parquet, then remove the workers' files; can be done again."""
     target = run / "requests.parquet"
-    files = _worker_files(run, without=_closed_workers(target))
     anchors, parts = _closed(target)
-    for file in files:
+    for file in _worker_files(run, without=set(anchors)):
         anchor, rows = decode(file.read_bytes(), str(file))
         anchors[file.stem] = anchor
         parts.append(rows)
-    rows = np.concatenate(parts) if parts else np.empty(0, ROW_DTYPE)
+    rows = _together(parts)
     _save(target, rows, anchors)
     for file in (run / "requests").glob("*.bin"):
         file.unlink()
@@ -41,32 +40,37 @@ def close_rows(run: Path) -> Path:
 
 def read_rows(run: Path, workers: Collection[int] | None = None) -> np.ndarray:
     """The rows of a run (of these workers), whether it is closed or not; worker by worker, as they were written."""
-    target = run / "requests.parquet"
-    _, parts = _closed(target)
+    anchors, parts = _closed(run / "requests.parquet")
     wanted = None if workers is None else {str(w) for w in workers}
-    for file in _worker_files(run, without=_closed_workers(target)):
+    for file in _worker_files(run, without=anchors):
         if wanted is None or file.stem in wanted:
             parts.append(decode(file.read_bytes(), str(file))[1])
-    rows = np.concatenate(parts) if parts else np.empty(0, ROW_DTYPE)
+    rows = _together(parts)
     return rows if workers is None else rows[np.isin(rows["worker"], list(workers))]
 
 
 def read_anchors(run: Path) -> dict[int, Anchor]:
     """The clock anchor of each worker."""
     anchors, _ = _closed(run / "requests.parquet")
-    for file in _worker_files(run, without=anchors.keys()):
+    for file in _worker_files(run, without=set(anchors)):
         anchors[file.stem] = decode(file.read_bytes()[: ROW_HEADER.size], str(file))[0]
     return {int(worker): anchor for worker, anchor in anchors.items()}
+
+
+def _together(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """All parts in one array that keeps the padding of ROW_DTYPE, which numpy's own concatenation drops."""
+    rows = np.empty(sum(map(len, parts)), ROW_DTYPE)
+    end = 0
+    for part in parts:
+        rows[end : end + len(part)] = part
+        end += len(part)
+    return rows
 
 
 def _worker_files(run: Path, *, without: Collection[str]) -> list[Path]:
     """Row files in the order of their workers; one that a kill left without its header holds no row."""
     files = [f for f in (run / "requests").glob("*.bin") if f.stem.isdecimal() and f.stem not in without]
     return sorted((f for f in files if f.stat().st_size >= ROW_HEADER.size), key=lambda f: int(f.stem))
-
-
-def _closed_workers(parquet: Path) -> set[str]:
-    return set(_closed(parquet)[0])
 
 
 def _closed(parquet: Path) -> tuple[dict[str, Anchor], list[np.ndarray]]:

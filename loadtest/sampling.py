@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,16 @@ from brim import disk
 from brim.errors import InvalidRecord
 from brim.records import Target
 from loadtest import request_bytes
-from loadtest.driver import LoadResult
+from loadtest.driver import Sample
 
 
-def read_outputs(target: Target, result: LoadResult, folder: Path) -> list[tuple[int, dict[str, np.ndarray]]]:
+def read_outputs(target: Target, samples: Sequence[Sample], folder: Path) -> list[tuple[int, dict[str, np.ndarray]]]:
     """For each sample of the load in `folder`: which payload was sent, and every output by name.
 
     InvalidRecord if a kept answer does not hold together or lacks one of the target's outputs.
     """
     outputs = []
-    for sample in result.samples:
+    for sample in samples:
         file = folder / sample.file
         with disk.told(file):
             body = file.read_bytes()

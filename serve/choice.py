@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from math import prod
+from urllib.parse import urlsplit
 
 from brim.records import Server, Tensor, Variant
 from serve.ports import Ports
@@ -47,8 +48,16 @@ def why_new(
     if broken is not None:
         return f"{broken} is not ready there"
     urls = ((ports.http, old.http), (ports.grpc, old.grpc), (ports.metrics, old.metrics))
-    moved = next((port for port, url in urls if port is not None and f":{port}" not in (url or "")), None)
+    moved = next((port for port, url in urls if port is not None and urlsplit(url or "").port != port), None)
     return f"port {moved} was asked for" if moved is not None else None
+
+
+def besides(ports: Ports, old: Server | None) -> Ports:
+    """The ports asked for, less those that the server which makes way holds itself."""
+    urls = (old.http, old.grpc, old.metrics) if old is not None else ()
+    held = {urlsplit(url).port for url in urls if url is not None}
+    kept = {kind: getattr(ports, kind) for kind in ("http", "grpc", "metrics")}
+    return Ports(**{kind: port for kind, port in kept.items() if port not in held})
 
 
 def shared_memory_bytes(variants: Sequence[Variant]) -> int:

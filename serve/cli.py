@@ -19,8 +19,9 @@ from brim.errors import BrimError, NoResource, NotReady, UsageError, worst_exit
 from brim.kserve import KServe
 from brim.records import Server, TargetLimit, Variant
 from brim.say import Say
-from serve import choice, container, docker_engine, doctor_facts, embedded, host, ledger, readiness, remote
+from serve import choice, container, docker_engine, doctor_facts, embedded, host, ledger, prerequisites, readiness
 from serve import doctor as judgement
+from serve import remote as elsewhere
 from serve.ports import Ports, pick
 from serve.readiness import VariantState
 
@@ -134,7 +135,7 @@ def serve(
 
 
 def _serve_remote(say: Say, out: Path, url: str, models: Sequence[str], allowed: Mapping[str, TargetLimit]) -> int:
-    server, states = remote.describe(url, models, allowed)
+    server, states = elsewhere.describe(url, models, allowed)
     _make_way(say, out, ledger.current(out), f"{url} takes its place")
     ledger.make_current(server, out)
     return _tell(say, Serving(server=server, alive=True, variants=states))
@@ -156,11 +157,14 @@ def _serve_here(
         raise next(iter(built.failed.values()))
     if request.mode == "docker" and not request.run:
         return _show_docker(say, request, built)
-    if old is not None:
+    if old is None:
+        _preflight(request, built.good, None)
+    else:
         reason = _why_new(old, request, built, changed)
         if reason is None:
             say.progress(f"{old.id} serves exactly this already, on {old.http}")
             return _tell(say, _look(old), built.failed)
+        _preflight(request, built.good, old)
         _make_way(say, request.out, old, reason)
         built = build_all(variants, request, ledger.viewed(request.repository))
     return _start(say, request, built)
@@ -206,13 +210,22 @@ def _make_way(say: Say, out: Path, old: Server | None, reason: str) -> None:
         ledger.stop(old, out)
 
 
+def _preflight(request: Request, variants: Sequence[Variant], old: Server | None) -> None:
+    """Everything that can refuse a start is asked before a server that works is stopped."""
+    pick(choice.besides(request.ports, old))
+    if request.mode == "docker" and not docker_engine.answers():
+        raise NotReady("no docker engine answers (`docker info` says why); start it, or use --mode embedded")
+    if request.mode == "embedded":
+        prerequisites.check()
+        _require_shared_memory(variants)
+
+
 def _start(say: Say, request: Request, built: Built) -> int:
     if not built.good:
         raise next(iter(built.failed.values()))
     if request.mode == "docker":
         server = _run_docker(say, request, built)
     else:
-        _require_shared_memory(built.good)
         server = embedded.start(
             built.names,
             out=request.out,
@@ -256,8 +269,6 @@ def _show_docker(say: Say, request: Request, built: Built) -> int:
 
 
 def _run_docker(say: Say, request: Request, built: Built) -> Server:
-    if not docker_engine.answers():
-        raise NotReady("no docker engine answers (`docker info` says why); start it, or use --mode embedded")
     server_id = ledger.new_id()
     command, ports = _docker_command(request, built.names, server_id)
     return container.start(

@@ -91,7 +91,7 @@ def start(
 ) -> Server:
     """Run the container and wait until each variant is loaded or refused; it becomes `current`.
 
-    NotReady if docker refuses, the container stops, or no variant is ready; then the container is removed, its log kept.
+    NotReady if docker refuses, the container stops, or no variant is ready; then it is removed and its log kept.
     """
     server = Server(
         id=server_id,

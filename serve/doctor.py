@@ -1,7 +1,7 @@
 """Judges what this machine offers, part by part, each with its fix: pure, from facts that doctor_facts gathers.
 
-Reads, writes: nothing. A part that is missing counts (exit 3), and so does a resource that is short (exit 6), only where
-the embedded server could run at all; elsewhere the same line is information.
+Reads, writes: nothing. What the embedded server needs counts (exit 3 if missing, 6 if a resource is short) only where
+it could run at all; elsewhere the same line is information.
 """
 
 from __future__ import annotations

@@ -97,8 +97,9 @@ def _refuses(program: Path, words: Sequence[str], libraries: Path) -> str | None
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     said = (done.stdout + done.stderr).strip()
-    failed = "error while loading shared libraries" in said or "not found (required by" in said or not done.stdout
-    return (said.splitlines() or [f"exit code {done.returncode}"])[-1] if failed else None
+    lines = said.splitlines() or [f"exit code {done.returncode}, no output"]
+    problems = [line for line in lines if "error while loading" in line or "not found (required by" in line]
+    return (problems or lines)[0] if problems or not said else None
 
 
 def _holder(port: int) -> str:

@@ -25,6 +25,7 @@ KINDS: dict[str, dict[str, float]] = {
     "sleep": {"elements": 16, "service_ms": 10},
 }
 LONGEST_SERVICE_MS = 60_000  # a batch that takes longer than the longest window says nothing
+LARGEST = {"elements": 1 << 20, "pixels": 4096}  # 4 and 201 MB an item: beyond, the server's shared memory is the limit
 
 _EXECUTION = re.compile(r"(\d+),(\d+),(\d+)\n")
 
@@ -50,8 +51,8 @@ def _check_parameter(kind: str, name: str, value: float) -> None:
         raise UsageError(f"{kind} has no parameter {name!r}; {did_you_mean(name, KINDS[kind])}")
     if name == "service_ms" and not 0 < value <= LONGEST_SERVICE_MS:
         raise UsageError(f"{kind}: service_ms is {value:g}, must be above 0 and at most {LONGEST_SERVICE_MS}")
-    if name != "service_ms" and not (1 <= value <= 1 << 20 and value == int(value)):
-        raise UsageError(f"{kind}: {name} is {value:g}, must be a whole number from 1 to {1 << 20}")
+    if name in LARGEST and not (1 <= value <= LARGEST[name] and value == int(value)):
+        raise UsageError(f"{kind}: {name} is {value:g}, must be a whole number from 1 to {LARGEST[name]}")
 
 
 def _input(values: Mapping[str, float]) -> Tensor:

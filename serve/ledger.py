@@ -191,7 +191,7 @@ def stop(server: Server, out: Path) -> None:
 
 
 def forget(server: Server, out: Path) -> None:
-    """Clean up after a server that has ended: leftover processes, shared memory, notes. Its folder stays, with the log."""
+    """Clean up after a server that has ended: stubs, shared memory, notes. Its folder stays, with the log."""
     if server.mode == "embedded":
         end_leftovers(server.id)
     if (path := view_note(server)) is not None:

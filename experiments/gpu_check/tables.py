@@ -38,7 +38,7 @@ def figure(entry: Entry) -> str:
     if entry.cell.kind == "network":
         return f"{_count(entry.per_s)} images/s"
     if entry.cell.kind == "copy" and entry.bytes_per_s:
-        return f"{entry.bytes_per_s / 1e9:.0f} GB/s"
+        return f"{_count(entry.bytes_per_s / 1e9)} GB/s"
     return f"{(entry.flop_per_s or 0) / 1e12:.3g} TFLOP/s"
 
 
@@ -62,7 +62,7 @@ def summary(result: GpuCheck) -> str:
     lines = [f"{c.what}: {_ceiling(c)}" for c in result.ceilings]
     lines += [
         f"ResNet-50@{r.resnet_pixels} over EfficientNet-B3@{r.efficientnet_pixels} on {result.device}, "
-        f"{r.mode} {r.precision}, {_claim(r)}: {r.ratio:.2f}x "
+        f"{r.mode} {_way(r)}, {_claim(r)}: {r.ratio:.2f}x "
         f"({_count(r.resnet_images_per_s)} against {_count(r.efficientnet_images_per_s)} images/s)"
         for r in result.ratios
     ]
@@ -90,7 +90,7 @@ def _ceilings(ceilings: Sequence[Ceiling]) -> str:
 
 def _ceiling(ceiling: Ceiling) -> str:
     if ceiling.unit == "B/s":
-        return f"{ceiling.per_s / 1e9:.0f} GB/s"
+        return f"{_count(ceiling.per_s / 1e9)} GB/s"
     return f"{ceiling.per_s / 1e12:.3g} TFLOP/s"
 
 
@@ -172,7 +172,7 @@ def _layer(layer: LayerFigure) -> tuple[str, str, str, str]:
         f"{layer.median_ms:.4g}",
         f"{layer.flop_per_byte:.1f}",
         f"{layer.flop_per_s / 1e12:.3g}{_share(layer.flop_share)}",
-        f"{layer.bytes_per_s / 1e9:.0f}{_share(layer.bytes_share)}",
+        f"{_count(layer.bytes_per_s / 1e9)}{_share(layer.bytes_share)}",
     )
 
 

@@ -15,7 +15,7 @@ from experiments.measure.alone import Kept, Values
 from experiments.measure.steps import Done, Found, Plan, findings
 from judging import accounting, checks, interval, limits, verdict
 from judging.tolerances import AGREE_APART, AGREE_SHARED, AGREE_WINDOWS, PARITY
-from judging.windows import Rows, answered, latency
+from judging.windows import Rows, latency
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +126,6 @@ def answer(evidence: Evidence, *, seconds_spent: float) -> Saturation:
 
 
 def _facts(evidence: Evidence, found: Found, figures: Sequence[Window]) -> verdict.Facts:
-    judged = figures or [w for load in evidence.of("search", "one_more_sender") for w in load.measured]
     tally = [load.load for load in evidence.of("search", "one_more_sender", "figure")]
     ended = sum(t.ok + t.rejected + t.timed_out + t.failed for t in tally)
     not_ok = sum(t.rejected + t.timed_out + t.failed for t in tally)
@@ -135,7 +134,7 @@ def _facts(evidence: Evidence, found: Found, figures: Sequence[Window]) -> verdi
         server_lost=any(load.lost for load in evidence.loads),
         not_ok_share=not_ok / ended if ended else 1.0,
         further_sender_gain=found.sender_gain,
-        unstable=not judged or any(w.unstable for w in figures),
+        unstable=not figures or any(w.unstable for w in figures),
         single_point=evidence.plan.concurrency is not None,
         doubling_gain=found.doubling_gain,
     )
@@ -145,16 +144,9 @@ def _figure(evidence: Evidence, figures: Sequence[Window]) -> tuple[float | None
     """Items/s and its 95% interval, both from the fresh windows at the load point."""
     if not figures:
         return None, None
-    stretches = []
-    for load in evidence.of("figure"):
-        if load.measured:
-            done_ns, items = answered(load.rows)
-            stretches.append(
-                interval.Stretch(
-                    done_ns=done_ns, items=items, start_ns=load.measured[0].start_ns, end_ns=load.measured[-1].end_ns,
-                    period_ns=load.period_ns,
-                )  # fmt: skip
-            )
+    stretches = [
+        interval.stretch(load.rows, load.measured, load.period_ns) for load in evidence.of("figure") if load.measured
+    ]
     found = interval.within_run(stretches)
     if found is None:
         return statistics.mean(w.items_per_s for w in figures), None

@@ -39,7 +39,7 @@ class Answers:
 @click.option("--allow-remote", multiple=True, metavar="HOST", help="Load this host though it is not loopback.")
 @click.option("--project", type=click.Path(path_type=Path), default="brim.toml", show_default=True,
               help="Project file with the [targets] that may be loaded.")
-@click.option("--cross-check/--no-cross-check", default=True, show_default=True, help="perf_analyzer at the same point.")
+@click.option("--cross-check/--no-cross-check", default=True, show_default=True, help="perf_analyzer at the point.")
 def loadtest(
     say: Say,
     out: Path,
@@ -75,7 +75,7 @@ def loadtest(
         say.warn(f"run {recovered} was cut off by a kill; closed it, what was measured is kept")
     for one in targets.wanted(target, model_version, out):
         try:
-            described = targets.describe(one, allowed, open_shapes, layout.model_repository())
+            described = targets.describe(one, allowed, open_shapes)
             answer = measure(described, request, out=out, say=say)
         except BrimError as error:
             failures[one.model] = str(error)

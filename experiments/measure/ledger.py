@@ -15,10 +15,11 @@ from pathlib import Path
 import psutil
 
 from brim import disk, layout
-from brim.environment import describe
+from brim.environment import describe, digest_of
 from brim.errors import InvalidRecord, NotReady
 from brim.records import Run, Target
 from engines.digest import engines_digest
+from experiments.measure.targets import variant_folder
 from loadtest.rows import close_rows
 
 
@@ -52,9 +53,9 @@ def software_of(target: Target) -> dict[str, str]:
     found = {"server": f"{target.server_name} {target.server_version}", "engines": engines_digest()}
     if target.variant is not None:
         found["model"] = target.variant.model.digest
-        model_py = layout.model_repository() / target.variant.name / "1" / "model.py"
-        if model_py.exists():
-            found["model.py"] = disk.sha256(model_py)
+    folder = variant_folder(target)
+    if folder is not None:
+        found["model.py"] = digest_of(folder.glob("*.py"))
     return found
 
 

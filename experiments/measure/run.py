@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from brim import disk, environment, layout
-from brim.errors import BrimError, Interrupted
+from brim.errors import BrimError, Interrupted, Lost
 from brim.kserve import KServe
-from brim.records import LoadPoint, Run, Saturation, Target, TargetLimit
+from brim.records import LoadPoint, Run, Saturation, StatsRead, Target, TargetLimit, Window
 from brim.say import Say
 from experiments.measure import alone, ledger, show, targets
 from experiments.measure.answer import Alone, Evidence, MeasuredLoad, answer
@@ -32,8 +32,8 @@ from loadtest.plan import LOAD_LIMIT_SECONDS, LoadPlan
 from loadtest.rows import read_rows
 from loadtest.statistics_reader import StatisticsReader
 
-#: A cross-check of its own window takes this much longer than the window: its reads lie inside its stretch.
-CROSS_CHECK_SLACK = 1.25
+#: perf_analyzer decides its length beforehand: a window, and this much for warm-up and the reads at both ends.
+CROSS_CHECK_SLACK = 1.6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,15 +151,22 @@ def _measure_load(bench: _Bench, step: Step) -> MeasuredLoad:
     words += f", {step.senders} senders" if step.senders > 1 else ""
     bench.say.progress(f"{words} ({driver.generator})")
 
-    def progress(elapsed_s: float, wanted_s: float | None) -> None:
-        bench.say.detail(f"    {elapsed_s:.0f} s of {f'{wanted_s:.0f}' if wanted_s else '?'} s")
+    def progress(elapsed_s: float, wanted_s: float) -> None:
+        bench.say.detail(f"    {elapsed_s:.0f} s of at least {wanted_s:.0f} s")
+
+    def suffices(reads: Sequence[StatsRead]) -> bool:
+        workers = range(spec.first_worker, spec.first_worker + step.senders)
+        rows = judged.by_completion(read_rows(bench.folder, workers))
+        windows = _cut(bench, rows, reads, driver.generator, spec.point)
+        return any(w.kind == "measured" and not w.unstable for w in windows)
 
     loaded = run_load(
-        driver, spec, bench.request.plan, bench.reader, index=index, purpose=step.purpose, progress=progress
-    )
+        driver, spec, bench.request.plan, bench.reader, index=index, purpose=step.purpose, suffices=suffices,
+        progress=progress,
+    )  # fmt: skip
     bench.workers += len(loaded.load.workers)
     disk.append(bench.folder / "loads.jsonl", loaded.load)
-    measured = _windows(bench, loaded)
+    measured = _judged(bench, loaded)
     for window in measured.windows:
         disk.append(bench.folder / "windows.jsonl", window)
     bench.loads.append(measured)
@@ -205,30 +212,50 @@ def _announce(bench: _Bench, step: Step, spec: LoadSpec) -> None:
         bench.say.warn(show.announcement(bench.target, limit, 2 * step.concurrency, 12 * spec.seconds))
 
 
-def _windows(bench: _Bench, loaded: Loaded) -> MeasuredLoad:
-    """The load's windows, judged from its rows and reads."""
-    load, kept = loaded.load, alone.Kept(folder=loaded.folder, samples=loaded.samples)
+def _judged(bench: _Bench, loaded: Loaded) -> MeasuredLoad:
+    """The load with its windows; a server whose counters went back was restarted, and the load says so."""
+    load = loaded.load
     rows = judged.by_completion(read_rows(bench.folder, load.workers))
-    done_ns, items = judged.answered(rows)
-    sending = rows["sent_ns"]
-    if not len(done_ns):
-        return MeasuredLoad(load=load, windows=(), rows=rows, period_ns=1, kept=kept)
-    until_ns = int(sending.max())
-    period_ns = judged.batch_period_ns(loaded.reads, rows, from_ns=int(sending.min()), until_ns=until_ns)
-    bench.period_s = period_ns / 1e9
-    state = steady(done_ns, items, start_ns=int(sending.min()), end_ns=until_ns, period_ns=period_ns)
-    plan = bench.request.plan
-    cut = judged.cut_windows(
-        rows, loaded.reads, generator=load.generator, point=load.point, steady=state, until_ns=until_ns,
-        period_ns=period_ns, min_seconds=plan.window_seconds, min_batches=plan.window_batches,
-        max_seconds=plan.window_limit_seconds,
-    )  # fmt: skip
+    windows: list[Window] = []
+    restarted = ""
+    try:
+        windows = _cut(bench, rows, loaded.reads, load.generator, load.point)
+    except Lost as error:
+        restarted = str(error)
     return MeasuredLoad(
-        load=load, windows=tuple(cut), rows=rows, period_ns=period_ns, kept=kept, reads=loaded.reads,
+        load=load,
+        windows=tuple(windows),
+        rows=rows,
+        period_ns=_period_ns(rows, loaded.reads),
+        kept=alone.Kept(folder=loaded.folder, samples=loaded.samples),
+        reads=loaded.reads,
         interrupted=loaded.interrupted,
+        restarted=restarted,
+    )
+
+
+def _period_ns(rows: judged.Rows, reads: Sequence[StatsRead]) -> int:
+    sent_ns = rows["sent_ns"]
+    if not len(rows):
+        return 1
+    return judged.batch_period_ns(reads, rows, from_ns=int(sent_ns.min()), until_ns=int(sent_ns.max()))
+
+
+def _cut(
+    bench: _Bench, rows: judged.Rows, reads: Sequence[StatsRead], generator: judged.Generator, point: LoadPoint
+) -> list[Window]:
+    """The windows in a load's rows, from where it is steady to where sending stopped."""
+    done_ns, items = judged.answered(rows)
+    if not len(done_ns):
+        return []
+    plan, period_ns = bench.request.plan, _period_ns(rows, reads)
+    bench.period_s = period_ns / 1e9
+    start_ns, until_ns = int(rows["sent_ns"].min()), int(rows["sent_ns"].max())
+    state = steady(done_ns, items, start_ns=start_ns, end_ns=until_ns, period_ns=period_ns)
+    return judged.cut_windows(
+        rows, reads, generator=generator, point=point, steady=state, until_ns=until_ns, period_ns=period_ns,
+        min_seconds=plan.window_seconds, min_batches=plan.window_batches, max_seconds=plan.window_limit_seconds,
     )  # fmt: skip
-
-
 
 
 def _alone(bench: _Bench) -> Alone:

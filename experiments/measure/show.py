@@ -1,4 +1,4 @@
-"""What a measurement looks like in a terminal: the number first, then what makes it believable, then what to do next."""
+"""What a measurement looks like in a terminal: the number first, then what makes it believable."""
 
 from __future__ import annotations
 
@@ -76,6 +76,6 @@ def scope(s: Saturation, target: Target) -> str:
 def announcement(target: Target, allowed: TargetLimit, concurrency: int, seconds: float) -> str:
     """What will be sent to a host that is not this machine, said before anything is sent."""
     cap = allowed.max_rate_per_s
-    rate = f"at most {number(cap)} requests/s" if cap else f"as fast as it answers with {concurrency} in flight, no rate cap"
+    rate = f"at most {number(cap)} requests/s" if cap else f"{concurrency} in flight, no cap on the rate"
     total = f"at most {number(cap * seconds)} requests" if cap else "no cap on the total but time"
     return f"about to load {target.url} {target.model}: {rate}, at most {seconds:.0f} s, {total}"

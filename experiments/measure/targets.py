@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from brim import layout
 from brim.errors import BrimError, UsageError, did_you_mean
 from brim.kserve import KServe
 from brim.records import Server, Target, TargetLimit
@@ -40,11 +39,9 @@ def wanted(words: Sequence[str], version: str, out: Path) -> list[Wanted]:
     return [Wanted(model=name, url=server.http, version=version, server=server) for name in words or server.variants]
 
 
-def describe(
-    one: Wanted, allowed: Mapping[str, TargetLimit], shapes: Mapping[str, tuple[int, ...]], repository: Path
-) -> Target:
+def describe(one: Wanted, allowed: Mapping[str, TargetLimit], shapes: Mapping[str, tuple[int, ...]]) -> Target:
     """The target as its own server describes it; NotReady with the server's reason if it is not ready."""
-    variant = load_variant(repository, one.model) if one.server and one.server.mode != "remote" else None
+    variant = load_variant(Path(one.server.repository), one.model) if one.server and one.server.repository else None
     return targets.describe(
         one.url, one.model, version=one.version, allowed=allowed, variant=variant, server=one.server, shapes=shapes
     )
@@ -67,8 +64,16 @@ def lost_reason(target: Target) -> str | None:
     return None
 
 
-def engine_file(target: Target) -> Path | None:
-    """The model file that the variant serves, for the engine alone; None for known servers and foreign targets."""
-    if target.variant is None or target.variant.config.engine == "known":
+def variant_folder(target: Target) -> Path | None:
+    """What the variant serves, version 1 in the repository; None for a target that Brim does not serve."""
+    if target.variant is None or target.server is None or target.server.repository is None:
         return None
-    return layout.model_repository() / target.variant.name / "1" / "model.onnx"
+    return Path(target.server.repository) / target.variant.name / "1"
+
+
+def engine_file(target: Target) -> Path | None:
+    """The model file for the engine alone; None for known servers and foreign targets."""
+    folder = variant_folder(target)
+    if folder is None or target.variant is None or target.variant.config.engine == "known":
+        return None
+    return folder / "model.onnx"

@@ -23,7 +23,8 @@ def check_numpy(version: str) -> None:
     """Refuse numpy 2: under it the stub of Triton 2.51 reads zeros and sends nothing, without any error."""
     if int(version.split(".", 1)[0]) >= 2:
         raise RuntimeError(
-            f"Brim: under numpy {version} Triton's stub would serve zeros; it needs 1.26: remove .tools/stub and run `make serve` again"
+            f"Brim: under numpy {version} Triton's stub would serve zeros, it needs 1.26; "
+            "remove .tools/stub and run `make serve` again"
         )
 
 

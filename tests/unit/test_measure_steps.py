@@ -99,9 +99,9 @@ def test_a_single_point_is_measured_without_a_search() -> None:
     assert found == Found(doubling_gain=None, sender_gain=None, concurrency=5, senders=1)
 
 
-def test_a_cross_check_that_failed_is_not_tried_again_and_the_figure_is_finished() -> None:
+def test_a_cross_check_that_failed_twice_is_given_up_and_the_figure_is_finished() -> None:
     done, _ = play(plan(), lambda step: None if step.purpose == "cross_check" else 18.0)
-    assert short(done)[3:] == [("figure", 8, 1), ("cross_check", 8, 1), ("figure", 8, 1)]
+    assert short(done)[3:] == [("figure", 8, 1), ("cross_check", 8, 1), ("cross_check", 8, 1), ("figure", 8, 1)]
 
 
 def test_without_a_cross_check_only_the_figure_is_measured() -> None:

@@ -92,9 +92,7 @@ def test_every_key_arrives_in_the_record(tmp_path: Path) -> None:
         ("# nothing", "holds no config"),
     ],
 )
-def test_a_wrong_or_contradictory_config_is_one_line_that_names_the_file(
-    tmp_path: Path, text: str, said: str
-) -> None:
+def test_a_wrong_or_contradictory_config_is_one_line_that_names_the_file(tmp_path: Path, text: str, said: str) -> None:
     file = written(tmp_path, text)
     with pytest.raises(UsageError) as refused:
         read_configs(file)

@@ -1,0 +1,96 @@
+"""The Makefile: thin, documented, and right about `export`, which is a word of make itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from brim import layout
+from brim.cli import VERBS
+from install.layers import TARGETS
+
+MAKEFILE = (layout.CHECKOUT / "Makefile").read_text("utf-8")
+RULES = set(re.findall(r"(?m)^([a-z][a-z-]*):", MAKEFILE))
+
+
+def make(*words: str) -> str:
+    env = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    # The first name that make tries answers at once here: shims may take a second each.
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "python3.12").symlink_to(sys.executable)
+        return _make(words, {**env, "PATH": f"{folder}:{env['PATH']}"})
+
+
+def _make(words: tuple[str, ...], env: dict[str, str]) -> str:
+    done = subprocess.run(["make", *words], cwd=layout.CHECKOUT, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def commands(*words: str) -> list[str]:
+    return [line for line in make("-n", *words).splitlines() if "-m install" not in line]
+
+
+def test_every_target_is_phony_and_has_a_line_of_help() -> None:
+    phony = re.search(r"(?m)^\.PHONY: (.*)$", MAKEFILE)
+    assert phony is not None
+    assert set(phony[1].split()) == RULES == set(re.findall(r"(?m)^## ([a-z-]+) ", MAKEFILE))
+
+
+def test_nothing_runs_side_by_side() -> None:
+    assert "\n.NOTPARALLEL:\n" in MAKEFILE
+
+
+def test_export_stands_alone_on_its_line() -> None:
+    assert "\nexport:\n" in MAKEFILE
+
+
+def test_help_lists_every_target() -> None:
+    listed = make("help", "PYTHON=/nonexistent")
+    assert all(f"  make {name} " in listed for name in RULES)
+
+
+def test_the_one_command_of_the_readme_runs_the_three_stages_in_order() -> None:
+    assert commands("export", "serve", "loadtest") == [
+        ".venv/bin/brim export", ".venv/bin/brim serve", ".venv/bin/brim loadtest",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["loadtest", "MODEL=resnet50", "CONFIG=b8"], "loadtest resnet50__b8"),
+        (["loadtest", "MODEL=resnet50"], "loadtest resnet50__b4"),
+        (["loadtest", "MODEL=resnet50__b8", "SENDERS=2"], "loadtest resnet50__b8 --senders 2"),
+        (["loadtest", "URL=http://h:8000", "MODEL=m"], "loadtest http://h:8000 m"),
+        (["loadtest", "CONCURRENCY=16", "OUT=there"], "loadtest --concurrency 16 --out there"),
+        (["serve", "MODE=docker", "CONFIG=b8"], "serve --config b8 --mode docker"),
+        (["export", "MODEL=resnet50", "ARGS=--json"], "export resnet50 --json"),
+        (["bundle", "HAVE=freeze.txt"], "bundle --have freeze.txt"),
+    ],
+)
+def test_variables_reach_the_command(words: list[str], command: str) -> None:
+    assert commands(*words) == [f".venv/bin/brim {command}"]
+
+
+def test_gpu_check_with_a_python_sets_nothing_up() -> None:
+    assert make("-n", "gpu-check", "PYTHON=python3", "ARGS=--json").splitlines() == ["python3 -m brim gpu-check --json"]
+    assert "-m install ensure" in make("-n", "gpu-check")
+
+
+def test_every_target_that_sets_up_names_needs_that_exist() -> None:
+    asked = re.findall(r"\$\(ensure\) (.*)", MAKEFILE)
+    words = {word for line in asked for word in re.findall(r"[a-z][a-z-]*", re.sub(r"\$\((if|filter-out)", "", line))}
+    assert words - {"embedded"} <= set(TARGETS)
+
+
+def test_every_brim_command_behind_a_target_is_built() -> None:
+    verbs = set(re.findall(r"\$\(BRIM\)\)? ([a-z-]+)", MAKEFILE))
+    assert verbs == {"demo", "export", "serve", "loadtest", "status", "down", "doctor", "gpu-check", "bundle"}
+    assert all(VERBS[verb][0] is not None for verb in verbs)
