@@ -6,6 +6,7 @@ loaded; here that is an error. Its threads do not spin while they wait: client a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ DTYPES = {
     "tensor(bool)": "bool",
     "tensor(string)": "object",
 }
+
+#: In an error: number and name of its code, and file, line and C++ signature of where it was raised.
+SOURCE_PLACE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |/\S*onnxruntime\S*:\d+ .*?\) (?=[A-Z])")
 
 
 class OnnxRuntimeEngine:
@@ -141,6 +145,6 @@ def _run_error(path: Path, error: Exception) -> BrimError:
 
 
 def _line(error: Exception) -> str:
-    """An error's text on one line of bearable length."""
-    text = " ".join(str(error).split())
+    """An error's text on one line of bearable length, without the places in the runtime's source."""
+    text = SOURCE_PLACE.sub("", " ".join(str(error).split()))
     return text if len(text) <= 300 else f"{text[:300]}…"

@@ -77,10 +77,15 @@ def measure_parity(module: Any, path: Path, recipe: Recipe, *, check_spread: boo
     threads = len(os.sched_getaffinity(0))
     engine = open_engine("onnxruntime", path, threads=threads)
     reference = TorchModuleEngine(module, inputs=engine.inputs, outputs=engine.outputs, threads=threads)
-    wanted = parity.answers(reference, seed=recipe.seed)
+    wanted = parity.many(reference, parity.TOP1_INPUTS, seed=recipe.seed)
     if check_spread:
-        parity.require_spread(wanted.images, recipe.name)
-    found = parity.compare(wanted, parity.answers(engine, seed=recipe.seed), bound=parity.BOUNDS[PRECISION])
+        parity.require_spread(wanted, recipe.name)
+    found = parity.compare(
+        wanted,
+        parity.many(engine, parity.TOP1_INPUTS, seed=recipe.seed),
+        parity.answers(engine, parity.BATCHES, seed=recipe.seed),
+        bound=parity.BOUNDS[PRECISION],
+    )
     engine.close()
     parity.require(found, recipe.name)
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,24 +22,19 @@ BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-2}
 LEAST_SPREAD = 1e-3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answers:
-    """What one engine says to every batch, and to the images of the top-1 comparison."""
-
-    batches: tuple[NDArray[Any], ...]
-    images: NDArray[Any]
-
-
-def answers(engine: Engine, *, batches: Sequence[int] = BATCHES, images: int = TOP1_INPUTS, seed: int) -> Answers:
-    """Run `engine` on seeded images: the first ones in every batch size, and all of them in chunks."""
+def answers(engine: Engine, sizes: Sequence[int], *, seed: int) -> list[NDArray[Any]]:
+    """What `engine` says to the first images of a seeded sequence, once for every batch size."""
     port = engine.inputs[0]
-    given = seeded_images((images, *port.shape[1:]), seed)
+    images = seeded_images((max(sizes), *port.shape[1:]), seed).astype(port.dtype, copy=False)
+    return [engine.run({port.name: images[:size]})[engine.outputs[0].name] for size in sizes]
 
-    def run(part: NDArray[Any]) -> NDArray[Any]:
-        return engine.run({port.name: part.astype(port.dtype, copy=False)})[engine.outputs[0].name]
 
-    chunks = [run(given[start : start + CHUNK]) for start in range(0, images, CHUNK)]
-    return Answers(batches=tuple(run(given[:size]) for size in batches), images=np.concatenate(chunks))
+def many(engine: Engine, images: int, *, seed: int) -> NDArray[Any]:
+    """What `engine` says to `images` images of the same sequence, in chunks that fit any memory."""
+    port = engine.inputs[0]
+    given = seeded_images((images, *port.shape[1:]), seed).astype(port.dtype, copy=False)
+    chunks = [given[start : start + CHUNK] for start in range(0, images, CHUNK)]
+    return np.concatenate([engine.run({port.name: chunk})[engine.outputs[0].name] for chunk in chunks])
 
 
 def seeded_images(shape: tuple[int, ...], seed: int) -> NDArray[Any]:
@@ -48,29 +42,26 @@ def seeded_images(shape: tuple[int, ...], seed: int) -> NDArray[Any]:
     return np.random.default_rng(seed).random(shape, dtype=np.float32)
 
 
-def compare(reference: Answers, exported: Answers, *, bound: float) -> Parity:
-    """The largest error relative to the largest output, and on how many images the top class is the same."""
-    errors = [
-        relative_error(wanted, found)
-        for wanted, found in zip(
-            (*reference.batches, reference.images), (*exported.batches, exported.images), strict=True
-        )
-    ]
+def compare(wanted: NDArray[Any], found: NDArray[Any], batches: Sequence[NDArray[Any]], *, bound: float) -> Parity:
+    """The exported model's answers, to all images and to batches of the first ones, against the reference's."""
+    scale = float(np.max(np.abs(wanted)))
+    errors = [largest_error(wanted, found), *(largest_error(wanted[: len(b)], b) for b in batches)]
     return Parity(
-        max_relative_error=float(np.max(errors)),  # a NaN stays one, and no bound holds for it
+        max_relative_error=float(np.max(errors)) / scale
+        if scale
+        else float("nan"),  # a NaN stays one, and no bound holds for it
         bound=bound,
-        top1_equal=int(np.sum(top1(reference.images) == top1(exported.images))),
-        top1_inputs=len(reference.images),
-        batches=tuple(len(answer) for answer in reference.batches),
+        top1_equal=int(np.sum(top1(wanted) == top1(found))),
+        top1_inputs=len(wanted),
+        batches=tuple(len(batch) for batch in batches),
     )
 
 
-def relative_error(wanted: NDArray[Any], found: NDArray[Any]) -> float:
-    """max |found - wanted| / max |wanted|; infinite where the shapes differ."""
+def largest_error(wanted: NDArray[Any], found: NDArray[Any]) -> float:
+    """max |found - wanted|; infinite where the shapes differ, NaN where a value is none."""
     if wanted.shape != found.shape:
         return float("inf")
-    wanted = wanted.astype(np.float64)
-    return float(np.max(np.abs(found.astype(np.float64) - wanted)) / np.max(np.abs(wanted)))
+    return float(np.max(np.abs(found.astype(np.float64) - wanted.astype(np.float64))))
 
 
 def top1(answers: NDArray[Any]) -> NDArray[Any]:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from brim import layout
 from install import binaries, venvs
@@ -53,6 +55,9 @@ def _binaries(python: PythonFacts) -> bool:
         return False
     say("set-up: .tools, tritonserver and perf_analyzer out of their wheels")
     binaries.place(python)
+    stub = layout.tools() / "stub"
+    if stub.exists() and not _made_from(stub, python):
+        shutil.rmtree(stub)  # another Python's: beside these binaries it would only fail later and less clearly
     return True
 
 
@@ -63,6 +68,11 @@ def _stub(python: PythonFacts, device: str) -> bool:
         return False
     say("set-up: .tools/stub, the environment of the server's python models")
     return venvs.ensure(place, wanted)
+
+
+def _made_from(venv: Path, python: PythonFacts) -> bool:
+    found = venvs.found_state(venv)
+    return found is not None and (found.python, found.version) == (python.executable, python.dotted)
 
 
 @contextmanager

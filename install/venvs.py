@@ -77,12 +77,21 @@ def ensure(venv: Path, wanted: State, *, system_site: bool = False) -> bool:
     if fresh:
         _create(venv, wanted.python, system_site)
     locks = [lock_file(wanted.version.rpartition(".")[0], layer) for layer in wanted.layers]
-    _prune(venv, locks)
-    _pip(venv, *_install_words(), *(word for lock in locks for word in ("-r", str(lock))))
+    pruned = _prune(venv, locks)
+    try:
+        _pip(venv, *_install_words(), *(word for lock in locks for word in ("-r", str(lock))))
+    except SetupError:
+        if found is not None and not fresh and not pruned:  # pip takes back what it could not finish (no network, say)
+            _stamp(venv, found)
+        raise
     if wanted.project:
         _pip(venv, "install", "--no-deps", "--no-build-isolation", "--no-index", "-e", str(CHECKOUT))
-    (venv / STAMP).write_text(json.dumps(asdict(wanted), indent=2) + "\n", "utf-8")
+    _stamp(venv, wanted)
     return True
+
+
+def _stamp(venv: Path, state: State) -> None:
+    (venv / STAMP).write_text(json.dumps(asdict(state), indent=2) + "\n", "utf-8")
 
 
 def _install_words() -> list[str]:
@@ -103,7 +112,7 @@ def _create(venv: Path, python: str, system_site: bool) -> None:
         raise SetupError(f"{python} could not make {venv.name}: {said[-1] if said else done.returncode}")
 
 
-def _prune(venv: Path, locks: list[Path]) -> None:
+def _prune(venv: Path, locks: list[Path]) -> list[str]:
     """Uninstall what no lock names: so onnxruntime goes before onnxruntime-gpu comes."""
     wanted = {name for lock in locks for name in pins(lock.read_text("utf-8"))} | _KEEP
     site = next(iter(sorted(venv.glob("lib/python3.*/site-packages"))), None)
@@ -112,6 +121,7 @@ def _prune(venv: Path, locks: list[Path]) -> None:
     there = {canonical(found.metadata["Name"]) for found in distributions(path=[str(site)])}
     if surplus := sorted(there - wanted):
         _pip(venv, "uninstall", "-y", *surplus)
+    return surplus
 
 
 def _pip(venv: Path, *words: str) -> None:
@@ -122,7 +132,7 @@ def _pip(venv: Path, *words: str) -> None:
     done = subprocess.run(command, env=env, stdout=sys.stderr, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
         raise SetupError(
-            f"pip {words[0]} failed for {venv.relative_to(CHECKOUT)} (its reason stands above): run make again; "
+            f"pip {words[0]} failed for {venv.name} (its reason stands above): run make again; "
             "what was fetched stays in pip's cache"
         )
 

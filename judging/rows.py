@@ -34,16 +34,12 @@ class Anchor:
 def decode(data: bytes, where: str) -> tuple[Anchor, np.ndarray]:
     """The anchor and the whole rows of a row file; a last row that was cut off by a kill is left out."""
     if len(data) < ROW_HEADER.size:
-        raise InvalidRecord(
-            f"{where}: {len(data)} bytes are less than a header; the worker ended before it began"
-        )
+        raise InvalidRecord(f"{where}: {len(data)} bytes are less than a header; the worker ended before it began")
     magic, schema, unix_ns, monotonic_ns = ROW_HEADER.unpack_from(data)
     if magic != ROW_MAGIC:
         raise InvalidRecord(f"{where}: not a row file; take it out of the folder")
     if schema > ROW_SCHEMA:
-        raise InvalidRecord(
-            f"{where}: schema {schema}, this Brim reads up to {ROW_SCHEMA}; use the newer Brim"
-        )
+        raise InvalidRecord(f"{where}: schema {schema}, this Brim reads up to {ROW_SCHEMA}; use the newer Brim")
     count = (len(data) - ROW_HEADER.size) // ROW.size
     rows = np.frombuffer(data, ROW_DTYPE, count=count, offset=ROW_HEADER.size)
     return Anchor(unix_ns=unix_ns, monotonic_ns=monotonic_ns), rows

@@ -38,22 +38,16 @@ def _json(source: Path, target: Target) -> list[Item]:
     try:
         document = json.loads(source.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"--input-data {source}: not JSON ({error}); see perf_analyzer's input data format"
-        ) from None
+        raise UsageError(f"--input-data {source}: not JSON ({error}); see perf_analyzer's input data format") from None
     data = document.get("data") if isinstance(document, dict) else None
     if not isinstance(data, list):
-        raise UsageError(
-            f'--input-data {source}: has no list "data"; write {{"data": [{{"<input>": [...]}}]}}'
-        )
+        raise UsageError(f'--input-data {source}: has no list "data"; write {{"data": [{{"<input>": [...]}}]}}')
     return [_entry(entry, target, f"--input-data {source}: data[{i}]") for i, entry in enumerate(data)]
 
 
 def _entry(entry: Any, target: Target, where: str) -> Item:
     if not isinstance(entry, dict):
-        raise UsageError(
-            f"{where}: expected an object with a value per input (sequences of requests are not sent)"
-        )
+        raise UsageError(f"{where}: expected an object with a value per input (sequences of requests are not sent)")
     names = {t.name for t in target.inputs}
     for name in entry:
         if name not in names:
@@ -74,9 +68,7 @@ def _value(value: Any, tensor: Tensor, where: str) -> np.ndarray:
     if not isinstance(value, list):
         raise UsageError(f'{where}: expected a list, {{"content": …}} or {{"b64": …}}, found {value!r}')
     if list(shape) != list(tensor.shape):
-        raise UsageError(
-            f"{where}: shape {list(shape)}, but the model takes {list(tensor.shape)}; correct it"
-        )
+        raise UsageError(f"{where}: shape {list(shape)}, but the model takes {list(tensor.shape)}; correct it")
     flat = list(_flattened(value))
     return _reshaped(_elements(flat, tensor, where), tensor, where)
 
@@ -123,9 +115,7 @@ def _from_b64(value: Mapping[str, Any], tensor: Tensor, where: str) -> np.ndarra
     else:
         kind = request_bytes.numpy_dtype(tensor.dtype, where)
         if len(data) % kind.itemsize:
-            raise UsageError(
-                f"{where}: {len(data)} bytes are no whole number of {tensor.dtype}; correct them"
-            )
+            raise UsageError(f"{where}: {len(data)} bytes are no whole number of {tensor.dtype}; correct them")
         array = np.frombuffer(data, kind)
     return _reshaped(array, tensor, where)
 
@@ -133,9 +123,7 @@ def _from_b64(value: Mapping[str, Any], tensor: Tensor, where: str) -> np.ndarra
 def _reshaped(array: np.ndarray, tensor: Tensor, where: str) -> np.ndarray:
     needed = int(np.prod(tensor.shape, dtype=np.int64))
     if array.size != needed:
-        raise UsageError(
-            f"{where}: {array.size} values, but shape {list(tensor.shape)} needs {needed}; correct them"
-        )
+        raise UsageError(f"{where}: {array.size} values, but shape {list(tensor.shape)} needs {needed}; correct them")
     return array.reshape(tensor.shape)
 
 
@@ -146,12 +134,8 @@ def _folder(source: Path, target: Target) -> list[Item]:
     counts = {name: len(column) for name, column in columns.items()}
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{name} {n}" for name, n in counts.items())
-        raise UsageError(
-            f"--input-data {source}: inputs differ in their number of items ({told}); make them equal"
-        )
-    return [
-        {name: column[i] for name, column in columns.items()} for i in range(next(iter(counts.values()), 0))
-    ]
+        raise UsageError(f"--input-data {source}: inputs differ in their number of items ({told}); make them equal")
+    return [{name: column[i] for name, column in columns.items()} for i in range(next(iter(counts.values()), 0))]
 
 
 def _npy_items(source: Path, tensor: Tensor, *, alone: bool) -> list[np.ndarray]:
@@ -173,9 +157,7 @@ def _npy(file: Path, tensor: Tensor) -> list[np.ndarray]:
     if tensor.dtype == "BYTES" and array.dtype.kind == "S":
         array = array.astype(object)
     elif array.dtype != request_bytes.numpy_dtype(tensor.dtype, str(file)):
-        raise UsageError(
-            f"{file}: dtype {array.dtype}, but input {tensor.name} is {tensor.dtype}; convert it"
-        )
+        raise UsageError(f"{file}: dtype {array.dtype}, but input {tensor.name} is {tensor.dtype}; convert it")
     if array.shape == tensor.shape:
         return [array]
     if array.shape[1:] == tensor.shape and array.ndim:

@@ -31,6 +31,7 @@ class Loaded:
     samples: tuple[Sample, ...]
     folder: Path
     interrupted: Interrupted | None = None  # the signal that ended it early, for the caller to raise again
+    no_room: bool = False  # the disk was full
 
 
 def batch_period_s(reads: Sequence[StatsRead]) -> float | None:
@@ -82,7 +83,10 @@ def run_load(
     for read in reads:
         disk.append(folder / "reads.jsonl", read)
     load = _load(result, spec, driver, index, purpose, lost)
-    return Loaded(load=load, reads=tuple(reads), samples=result.samples, folder=folder, interrupted=interrupted)
+    return Loaded(
+        load=load, reads=tuple(reads), samples=result.samples, folder=folder, interrupted=interrupted,
+        no_room=result.no_room,
+    )  # fmt: skip
 
 
 def _watch(
@@ -146,4 +150,5 @@ def _load(result: LoadResult, spec: LoadSpec, driver: Driver, index: int, purpos
         client_cpu_s=result.client_cpu_s,
         ended="server_lost" if lost else result.ended,
         errors=result.errors,
+        reasons=(result.reason,) if result.reason else (),
     )

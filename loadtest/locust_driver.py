@@ -103,9 +103,7 @@ class LocustLoad:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 next(c for c in self._children if c.returncode is None).wait(0.05)
         _end(self._children)
-        parts = [
-            self._part(child, worker) for child, worker in zip(self._children, self._workers, strict=True)
-        ]
+        parts = [self._part(child, worker) for child, worker in zip(self._children, self._workers, strict=True)]
         total = merged(parts)
         with contextlib.suppress(NoResource):  # a full disk is in the result already
             disk.save(self._folder / "result.json", total)
@@ -129,9 +127,7 @@ class LocustLoad:
             )
 
 
-def recovered(
-    file: Path, worker: int, *, start_ns: int, end_ns: int, reason: str, no_room: bool = False
-) -> LoadResult:
+def recovered(file: Path, worker: int, *, start_ns: int, end_ns: int, reason: str, no_room: bool = False) -> LoadResult:
     """The result of a sender that left none, counted from the rows that reached the disk."""
     counts, items = [0] * len(Status), 0
     with contextlib.suppress(OSError, BrimError):
@@ -224,9 +220,7 @@ def _await_ready(child: subprocess.Popen[str]) -> None:
         told = json.loads(line)
         code, message = int(told["exit_code"]), str(told["message"])
     except (ValueError, TypeError, KeyError):
-        raise NotReady(
-            "a sender ended before it was ready; sender-*.log in the load's folder says why"
-        ) from None
+        raise NotReady("a sender ended before it was ready; sender-*.log in the load's folder says why") from None
     kinds: dict[int, type[BrimError]] = {k.exit_code: k for k in (UsageError, NotReady, NoResource)}
     raise kinds.get(code, BrimError)(message)
 

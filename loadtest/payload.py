@@ -98,9 +98,7 @@ def read_inputs(folder: Path, member: int) -> dict[str, np.ndarray]:
     for tensor, file in zip(payload.inputs, payload.members[member].inputs, strict=True):
         stored = np.load(folder / file, allow_pickle=False)
         is_bytes = tensor.dtype == "BYTES"
-        arrays[tensor.name] = (
-            request_bytes.unwire(stored.tobytes(), "BYTES", tensor.shape) if is_bytes else stored
-        )
+        arrays[tensor.name] = request_bytes.unwire(stored.tobytes(), "BYTES", tensor.shape) if is_bytes else stored
     return arrays
 
 
@@ -119,9 +117,7 @@ def _write(
     for number in range(count):
         chosen = [next(items) for _ in range(items_per_request)]
         arrays = [_batched([item[t.name] for item in chosen], bool(batch)) for t in inputs]
-        body, head = request_bytes.infer_body(
-            list(zip(inputs, arrays, strict=True)), [t.name for t in target.outputs]
-        )
+        body, head = request_bytes.infer_body(list(zip(inputs, arrays, strict=True)), [t.name for t in target.outputs])
         request = request_bytes.infer_request(endpoint.netloc, path, body, head)
         members.append(_write_member(folder, number, request, inputs, arrays))
         largest = max(largest, len(request))

@@ -30,6 +30,7 @@ _CURL = re.compile(
 _UNPRINTABLE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x1f\x7f-\x9f]+")
 _REQUEST_ID = re.compile(r"\[request id: \d+\] ")
 _THREAD_ERROR = re.compile(r"Thread \[\d+\] had error: ")
+_REQUEST_COUNT = re.compile(rb"^ +Request count: (\d{1,18})\s*$", re.MULTILINE)
 #: How 2.51 puts it that the server went away; an empty answer is what a reset connection looks like to it.
 _GONE = ("couldn't connect", "document is empty", "connection refused", "connection reset", "returned nothing")
 
@@ -109,19 +110,27 @@ def left_over(sent: Iterable[int], *, failed: int, end_ns: int, timeout_ns: int)
     return rows
 
 
-def disagreement(
-    done_ns: Sequence[int], *, start_ns: int, seconds: float, items: int, concurrency: int, rate: float
-) -> str | None:
-    """A line if the rows of the measured stretch and the CSV's rate are not of one mind, else None.
+def reported_requests(tail: bytes) -> int | None:
+    """The requests that its summary counts, or None without a summary."""
+    counts = _REQUEST_COUNT.findall(tail)
+    return int(counts[-1]) if counts else None
 
-    The stretch begins with the first request and lasts `seconds`; its end may fall on either side of one round of
-    answers, so this much is allowed where it is more than AGREEMENT.
+
+def disagreement(
+    done_ns: Sequence[int], *, start_ns: int, requests: int | None, items: int, concurrency: int, rate: float
+) -> str | None:
+    """A line if the rows of the measured stretch and perf_analyzer's own figures are not of one mind, else None.
+
+    Its windows last longer than asked for on a busy machine, so the stretch is what its count and its rate say:
+    from the first request, for count / rate. The end may fall on either side of one round of answers.
     """
-    counted = bisect.bisect_right(done_ns, start_ns + round(seconds * 1e9)) * items
-    reported = rate * seconds
-    if abs(counted - reported) <= max(AGREEMENT * reported, concurrency * items):
+    if not requests or rate <= 0:
+        return "perf_analyzer's summary has no count of requests, so its rate was not checked against its trace"
+    seconds = requests * items / rate
+    counted = bisect.bisect_right(done_ns, start_ns + round(seconds * 1e9))
+    if abs(counted - requests) <= max(AGREEMENT * requests, concurrency):
         return None
-    return f"perf_analyzer reports {rate:g} items/s, its trace gives {counted / seconds:g} over the same {seconds:g} s"
+    return f"perf_analyzer reports {requests} requests in {seconds:.2f} s, its trace shows {counted}"
 
 
 def outcome(

@@ -40,11 +40,6 @@ class Payload:
     members: tuple[Member, ...]
     request_bytes: int  # of the largest member, head included
 
-    @property
-    def binary_bytes(self) -> dict[str, int | None]:
-        """Expected length of each output; None where a dimension or an element's size is open."""
-        return {t.name: tensor_bytes(t.dtype, t.shape) for t in self.outputs}
-
 
 def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int | None:
     """Bytes of a tensor on the wire, or None if its dtype or shape leaves that open."""

@@ -28,7 +28,5 @@ def read_outputs(target: Target, samples: Sequence[Sample], folder: Path) -> lis
             found = request_bytes.read_tensors(body, sample.json_bytes, "outputs")
             outputs.append((sample.payload, {t.name: found[t.name] for t in target.outputs}))
         except (KeyError, TypeError, ValueError) as error:
-            raise InvalidRecord(
-                f"{file}: not the answer of {target.model} ({error}); measure again"
-            ) from error
+            raise InvalidRecord(f"{file}: not the answer of {target.model} ({error}); measure again") from error
     return outputs

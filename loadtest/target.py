@@ -33,9 +33,7 @@ def describe(
     guard.judge(endpoint.host, endpoint.port, allowed)
     if endpoint.scheme != "http":
         later = "gRPC" if endpoint.scheme.startswith("grpc") else "TLS"
-        raise UsageError(
-            f"{endpoint.url}: the {later} sender comes later; use http://{endpoint.host}:<HTTP port>"
-        )
+        raise UsageError(f"{endpoint.url}: the {later} sender comes later; use http://{endpoint.host}:<HTTP port>")
     ask = KServe(endpoint.url, allowed)
     about = ask.metadata()
     require_ready(ask, model, version)

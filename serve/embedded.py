@@ -21,9 +21,9 @@ from serve.ports import LOOPBACK, PickedPorts, Ports, pick
 
 #: Another process can take a port between our look and the server's bind.
 _ATTEMPTS = 3
-# Reads one line. If the pipe closes without one, whoever was to write it is gone (killed, or interrupted twice): then
-# the half-started server, its stubs, its shared memory and its note go too.
-_WATCH = 'read -r word || { kill -KILL -- "-$1"; rm -f -- "/dev/shm/$2-"* "$3"; }'
+# Reads the server's pid, then one more line. If the pipe closes without that, whoever was to write it is gone
+# (killed, or interrupted twice): then the half-started server, its stubs, its shared memory and its note go too.
+_WATCH = 'read -r pid || exit 0; read -r word || { kill -s KILL -- "-$pid"; rm -f -- "/dev/shm/$1-"* "$2"; }'
 
 
 def argv(program: Path, repository: Path, backends: Path, ports: PickedPorts, server_id: str) -> list[str]:
@@ -117,22 +117,22 @@ def _start_once(
 ) -> Server:
     folder = Path(environment["BRIM_SERVER_FOLDER"])
     log = folder / "log"
-    pid = _spawn(command, environment, log, cpus)
-    server = Server(
-        id=folder.name,
-        mode="embedded",
-        http=f"http://{LOOPBACK}:{ports.http}",
-        grpc=f"grpc://{LOOPBACK}:{ports.grpc}",
-        metrics=f"http://{LOOPBACK}:{ports.metrics}/metrics",
-        pid=pid,
-        process_started_s=ledger.process_started_s(pid),
-        version="",
-        variants=tuple(variants),
-        repository=str(repository.absolute()),
-        log=str(log),
-        cpus=tuple(cpus),
-    )
-    with _watched(server, out):
+    note = ledger.note_file(repository, folder.name)
+    with _spawned(command, environment, cpus, server_id=folder.name, note=note) as pid:
+        server = Server(
+            id=folder.name,
+            mode="embedded",
+            http=f"http://{LOOPBACK}:{ports.http}",
+            grpc=f"grpc://{LOOPBACK}:{ports.grpc}",
+            metrics=f"http://{LOOPBACK}:{ports.metrics}/metrics",
+            pid=pid,
+            process_started_s=ledger.process_started_s(pid),
+            version="",
+            variants=tuple(variants),
+            repository=str(repository.absolute()),
+            log=str(log),
+            cpus=tuple(cpus),
+        )
         ledger.note(server, out)
         say.progress(f"{server.id}: tritonserver starts on {server.http}")
         answer = readiness.wait(
@@ -169,6 +169,7 @@ def _spawn(command: Sequence[str], environment: dict[str, str], log: Path, cpus:
                 (os.POSIX_SPAWN_DUP2, 1, 2),
             ],
             setsid=True,
+            setsigmask=[],
             setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM],
         )
     except OSError as error:
@@ -190,27 +191,57 @@ def _how_it_ended(pid: int) -> str | None:
 
 
 @contextlib.contextmanager
-def _watched(server: Server, out: Path) -> Iterator[None]:
-    """While the block runs, the server ends with us, however we end; if the block raises, it is ended here."""
-    assert server.pid is not None
-    ours, theirs = os.pipe()[::-1]
-    note = str(ledger.view_note(server))
-    watcher = os.posix_spawn(
-        "/bin/sh",
-        ["sh", "-c", _WATCH, "brim-watch", str(server.pid), server.id, note],
-        {"PATH": "/usr/bin:/bin"},
-        file_actions=[(os.POSIX_SPAWN_DUP2, theirs, 0)],
-        setsid=True,
-    )
-    os.close(theirs)
+def _spawned(
+    command: Sequence[str], environment: dict[str, str], cpus: Sequence[int], *, server_id: str, note: Path
+) -> Iterator[int]:
+    """The pid of the server, which ends with us while the block runs, however we end, and here if the block raises."""
+    pipe, watcher = _start_watcher(server_id, note)
+    pid: int | None = None
     try:
-        yield
+        with _undisturbed():
+            pid = _spawn(command, environment, Path(environment["BRIM_SERVER_FOLDER"]) / "log", cpus)
+            os.write(pipe, f"{pid}\n".encode())
+        yield pid
     except BaseException:
-        ledger.end_process(server.pid, server.process_started_s, polite=False)
-        ledger.forget(server, out)
+        if pid is not None:
+            _end_now(pid)
+        ledger.end_leftovers(server_id)
+        note.unlink(missing_ok=True)
         raise
     finally:
         with contextlib.suppress(BrokenPipeError):
-            os.write(ours, b"enough\n")
-        os.close(ours)
+            os.write(pipe, b"enough\n")
+        os.close(pipe)
         os.waitpid(watcher, 0)
+
+
+def _start_watcher(server_id: str, note: Path) -> tuple[int, int]:
+    """The end of a pipe that only this process holds open, and the pid of the shell that waits at the other."""
+    reading, writing = os.pipe()
+    watcher = os.posix_spawn(
+        "/bin/sh",
+        ["sh", "-c", _WATCH, "brim-watch", server_id, str(note)],
+        {"PATH": "/usr/bin:/bin"},
+        file_actions=[(os.POSIX_SPAWN_DUP2, reading, 0)],
+        setsid=True,
+    )
+    os.close(reading)
+    return writing, watcher
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Signals wait: between a process and the knowledge of its pid there is no good moment to stop."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_now(pid: int) -> None:
+    """Kill a child with its group at once. Until it is reaped, its pid can be nobody else's."""
+    with contextlib.suppress(ChildProcessError, ProcessLookupError):
+        if os.waitpid(pid, os.WNOHANG)[0] == 0:
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)

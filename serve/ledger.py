@@ -10,7 +10,6 @@ import contextlib
 import os
 import re
 import secrets
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -152,7 +151,7 @@ def note(server: Server, out: Path) -> None:
             container=server.container,
             variants=server.variants,
         )
-        disk.save(_note_file(Path(server.repository), server.id), view)
+        disk.save(note_file(Path(server.repository), server.id), view)
 
 
 def make_current(server: Server, out: Path) -> None:
@@ -165,16 +164,12 @@ def make_current(server: Server, out: Path) -> None:
         os.replace(fresh, link)
 
 
-def view_note(server: Server) -> Path | None:
-    """Where it is noted that this server views variants."""
-    return _note_file(Path(server.repository), server.id) if server.repository else None
-
-
 def _views_folder(repository: Path) -> Path:
     return repository / ".views"
 
 
-def _note_file(repository: Path, server_id: str) -> Path:
+def note_file(repository: Path, server_id: str) -> Path:
+    """Where it is noted that this server views variants."""
     return _views_folder(repository) / f"{server_id}.json"
 
 
@@ -186,7 +181,7 @@ def stop(server: Server, out: Path) -> None:
     if server.container is not None:
         docker_engine.remove(server.container)
     elif server.pid is not None and alive(server):
-        end_process(server.pid, server.process_started_s, polite=True)
+        end_process(server.pid, server.process_started_s)
     forget(server, out)
 
 
@@ -194,8 +189,8 @@ def forget(server: Server, out: Path) -> None:
     """Clean up after a server that has ended: stubs, shared memory, notes. Its folder stays, with the log."""
     if server.mode == "embedded":
         end_leftovers(server.id)
-    if (path := view_note(server)) is not None:
-        path.unlink(missing_ok=True)
+    if server.repository is not None:
+        note_file(Path(server.repository), server.id).unlink(missing_ok=True)
     link = layout.current_server(out)
     if link.is_symlink() and os.readlink(link) == server.id:
         link.unlink(missing_ok=True)
@@ -220,7 +215,7 @@ def sweep(out: Path, repository: Path) -> list[str]:
             dead.append(view.server)
             if view.container is None:
                 end_leftovers(view.server)
-            _note_file(repository, view.server).unlink(missing_ok=True)
+            note_file(repository, view.server).unlink(missing_ok=True)
     server = current(out)
     if server is not None and not alive(server):
         forget(server, out)
@@ -228,8 +223,8 @@ def sweep(out: Path, repository: Path) -> list[str]:
     return sorted(set(dead))
 
 
-def end_process(pid: int, started_s: float | None, *, polite: bool) -> None:
-    """SIGTERM and a wait if polite, then SIGKILL, to the process and its children; looks again before each signal."""
+def end_process(pid: int, started_s: float | None) -> None:
+    """SIGTERM and a wait, then SIGKILL to what is left of the process and its children; looks again before each."""
     import psutil
 
     family: list[psutil.Process] = []
@@ -237,8 +232,7 @@ def end_process(pid: int, started_s: float | None, *, polite: bool) -> None:
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(pid)
             family = [process, *process.children(recursive=True)]
-    if polite and family:
-        os.kill(pid, signal.SIGTERM)
+            process.terminate()
         _wait_gone(pid, started_s)
     for member in family:
         with contextlib.suppress(psutil.Error):  # psutil compares the start time before it sends

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from brim import disk, environment, layout
-from brim.errors import BrimError, Interrupted, Lost
+from brim.errors import BrimError, Interrupted, Lost, NoResource
 from brim.kserve import KServe
 from brim.records import LoadPoint, Run, Saturation, StatsRead, Target, TargetLimit, Window
 from brim.say import Say
@@ -164,6 +164,8 @@ def _measure_load(bench: _Bench, step: Step) -> MeasuredLoad:
         driver, spec, bench.request.plan, bench.reader, index=index, purpose=step.purpose, suffices=suffices,
         progress=progress,
     )  # fmt: skip
+    if loaded.no_room:
+        raise NoResource(loaded.load.reasons[0])
     bench.workers += len(loaded.load.workers)
     disk.append(bench.folder / "loads.jsonl", loaded.load)
     measured = _judged(bench, loaded)

@@ -64,8 +64,9 @@ class KServeUser(User):  # type: ignore[misc]  # Locust is not annotated
 
     def on_stop(self) -> None:
         self._drop()
+        self.job.users.remove(self)
 
-    @task
+    @task  # type: ignore[untyped-decorator]
     def send(self) -> None:
         """Send requests for a short while; StopUser when the job is over."""
         until = time.monotonic_ns() + BURST_NS
@@ -107,7 +108,8 @@ class KServeUser(User):  # type: ignore[misc]  # Locust is not annotated
             self._drop()
             status, text = self._broken(error)
         except BaseException:  # the greenlet is being killed: the request was in flight when we stopped
-            self._ended(sent_ns, time.monotonic_ns(), Status.CANCELLED, "", 0)
+            self.sent_ns = 0
+            job.record(sent_ns, time.monotonic_ns(), Status.CANCELLED, "")
             raise
         done_ns = time.monotonic_ns()
         if done_ns >= job.samples.due_ns and status is Status.OK:
@@ -190,8 +192,8 @@ class KServeUser(User):  # type: ignore[misc]  # Locust is not annotated
 
 
 def enforce_deadlines(job: Job) -> None:
-    """Cut overdue requests for as long as this greenlet lives."""
-    while True:
+    """Cut overdue requests until the job is over and nothing is in flight."""
+    while not job.stopping or job.in_flight:
         gevent.sleep(job.enforce_deadline())
 
 
@@ -209,9 +211,7 @@ class Unrecorded:
 def _arguments(parser: Any) -> None:
     parser.add_argument("--brim-model", default="", help="model to load (its data are random)")
     parser.add_argument("--brim-items", type=int, default=1, help="items per request")
-    parser.add_argument(
-        "--brim-timeout", type=float, default=10.0, help="seconds that a request may take in all"
-    )
+    parser.add_argument("--brim-timeout", type=float, default=10.0, help="seconds that a request may take in all")
 
 
 @events.init.add_listener  # type: ignore[untyped-decorator]
@@ -219,11 +219,7 @@ def _refuse_open_ports(environment: Any, **_: Any) -> None:
     """End before anything listens beyond this machine: the web UI can start load, a master hands out code."""
     options = environment.parsed_options
     hosts = []
-    if (
-        options is not None
-        and not getattr(options, "headless", True)
-        and not getattr(options, "worker", False)
-    ):
+    if options is not None and not getattr(options, "headless", True) and not getattr(options, "worker", False):
         hosts.append(("--web-host", options.web_host))
     if options is not None and getattr(options, "master", False):
         hosts.append(("--master-bind-host", options.master_bind_host))
@@ -235,20 +231,28 @@ def _refuse_open_ports(environment: Any, **_: Any) -> None:
             os._exit(2)  # Locust goes on after SystemExit in a listener
 
 
+@events.init.add_listener  # type: ignore[untyped-decorator]
+def _prepare_early(environment: Any, **_: Any) -> None:
+    """Without a web UI the target is known before the run's clock starts."""
+    if environment.parsed_options is not None and environment.parsed_options.headless and environment.host:
+        _prepare(environment)
+
+
 @events.test_start.add_listener  # type: ignore[untyped-decorator]
 def _prepare(environment: Any, **_: Any) -> None:
     """Ask the server what the model takes, and prepare random requests for it."""
     from loadtest import payload, target  # numpy: only a plain Locust run needs it
 
     options = environment.parsed_options
+    asked = (environment.host, options.brim_model, options.brim_items, options.brim_timeout)
+    if getattr(environment, "brim_asked", None) == asked and not environment.brim_job.stopping:
+        return
     try:
         if not options.brim_model or not environment.host:
             raise UsageError("name the server and the model: --host http://127.0.0.1:8000 --brim-model NAME")
         found = target.describe(environment.host, options.brim_model, allowed={}, shapes={})
         with tempfile.TemporaryDirectory(prefix="brim-payload-") as folder:
-            payload.prepare(
-                found, Path(folder), items_per_request=options.brim_items, input_data=None, seed=0
-            )
+            payload.prepare(found, Path(folder), items_per_request=options.brim_items, input_data=None, seed=0)
             pool, requests = load_pool(Path(folder))
     except BrimError as error:
         logging.error("%s", error)
@@ -263,4 +267,5 @@ def _prepare(environment: Any, **_: Any) -> None:
         samples=0,
         rows=Unrecorded(),
     )
+    environment.brim_asked = asked
     gevent.spawn(enforce_deadlines, environment.brim_job)

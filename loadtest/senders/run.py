@@ -92,9 +92,7 @@ class Sender:
         deadline = time.monotonic() + START_WITHIN_S
         while self.environment.brim_waiting < self.concurrency and self.job.refusal is None:
             if time.monotonic() > deadline:
-                raise NotReady(
-                    f"{self.spec.url}: {self.concurrency} connections took over {START_WITHIN_S:g} s"
-                )
+                raise NotReady(f"{self.spec.url}: {self.concurrency} connections took over {START_WITHIN_S:g} s")
             gevent.sleep(0.005)
         if self.job.refusal is not None:
             raise self.job.refusal

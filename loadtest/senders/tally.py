@@ -43,9 +43,7 @@ class RowFile:
 
     def add(self, intended_ns: int, sent_ns: int, done_ns: int, status: int) -> None:
         """Record one request that has ended."""
-        ROW.pack_into(
-            self._buffer, self._end, intended_ns, sent_ns, done_ns, self._items, self._worker, status
-        )
+        ROW.pack_into(self._buffer, self._end, intended_ns, sent_ns, done_ns, self._items, self._worker, status)
         self._end += ROW.size
         if self._end == len(self._buffer):
             self.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -13,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from tests.fakes import QUEUE_FULL, FakeServer, Fault
 
 pytestmark = pytest.mark.contract
 
-FAULTS: dict[Fault, Status] = {
+FAULTS: dict[str, Status] = {
     "": Status.OK,
     "queue_full": Status.REJECTED,
     "reset": Status.FAILED,
@@ -61,7 +62,9 @@ def described(server: FakeServer) -> Target:
 def spec_of(server: FakeServer, run: Path, **changed: Any) -> LoadSpec:
     """A load of one second by four users, unless changed."""
     items = changed.pop("items", 1)
-    point = LoadPoint(concurrency=changed.pop("concurrency", 4), senders=changed.pop("senders", 1), items_per_request=items)
+    point = LoadPoint(
+        concurrency=changed.pop("concurrency", 4), senders=changed.pop("senders", 1), items_per_request=items
+    )
     folder = payload.prepare(described(server), run / "payload", items_per_request=items, input_data=None, seed=1)
     usual: dict[str, Any] = {
         "url": server.url,
@@ -100,22 +103,20 @@ def assert_adds_up(result: LoadResult, run: Path) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_orphans() -> Iterator[None]:
+def no_orphans(tmp_path: Path) -> Iterator[None]:
     """No test leaves a sender behind."""
-    before = senders()
     yield
-    assert senders() <= before
+    assert senders(tmp_path) == set()
 
 
-def senders() -> set[int]:
+def senders(folder: Path) -> set[int]:
+    """The processes whose command line names something in `folder`: only senders are told their spec there."""
     found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
-            try:
-                if b"loadtest.senders.run" in (entry / "cmdline").read_bytes():
+            with contextlib.suppress(OSError):
+                if str(folder).encode() in (entry / "cmdline").read_bytes():
                     found.add(int(entry.name))
-            except OSError:
-                continue
     return found
 
 
@@ -158,7 +159,8 @@ def in_flight_at_most(found: np.ndarray) -> int:
 
 
 def test_every_fault_of_a_server_becomes_its_status_and_nothing_is_retried(tmp_path: Path) -> None:
-    order = list(FAULTS)
+    order = get_args(Fault)
+    assert set(order) == set(FAULTS)
     with FakeServer(fault=lambda ordinal: order[ordinal % len(order)]) as server:
         result = start(spec_of(server, tmp_path, concurrency=3, seconds=3.0, timeout_s=0.3)).finish()
     seen = server.faults
@@ -178,7 +180,8 @@ def test_every_fault_of_a_server_becomes_its_status_and_nothing_is_retried(tmp_p
     late = rows.read_rows(tmp_path)
     late = late[late["status"] == Status.TIMED_OUT]
     waited_s = (late["done_ns"] - late["sent_ns"]) / 1e9
-    assert 0.3 <= waited_s.min() and waited_s.max() < 0.6
+    assert waited_s.min() >= 0.3
+    assert waited_s.max() < 1.5  # a slow answer would take 6 s to the end
 
 
 def test_a_stop_sends_no_more_and_lets_what_is_in_flight_end(tmp_path: Path) -> None:
@@ -285,7 +288,7 @@ def test_a_sender_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
             pid = int(parent.stdout.readline())
             until(lambda: len(server.log) > 20)
             parent.kill()
-        until(lambda: pid not in senders())
+        until(lambda: pid not in senders(tmp_path))
 
 
 # ---------------------------------------------------------------------------- as a plain locustfile
@@ -350,5 +353,7 @@ def test_the_web_ui_listens_on_loopback_without_being_told(tmp_path: Path) -> No
 
 def listening(port: int) -> list[str]:
     """Addresses on which this machine listens at a port, from the kernel's own table."""
-    entries = [line.split() for table in ("tcp", "tcp6") for line in Path("/proc/net", table).read_text().splitlines()[1:]]
+    entries = [
+        line.split() for table in ("tcp", "tcp6") for line in Path("/proc/net", table).read_text().splitlines()[1:]
+    ]
     return [e[1].split(":")[0] for e in entries if e[3] == "0A" and int(e[1].split(":")[1], 16) == port]

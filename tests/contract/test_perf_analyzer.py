@@ -137,7 +137,7 @@ def test_a_server_that_is_killed_in_the_middle_is_lost_and_its_rows_are_kept(tmp
     serving = serve_sleep(tmp_path / "served")
     served = next(serving)
     try:
-        load = start(served.target(), tmp_path, seconds=30.0)
+        load = start(served.target(), tmp_path, seconds=9.0)
         until(load, 1.5)
         assert served.server.pid is not None
         ledger.end_process(served.server.pid, served.server.process_started_s, polite=False)

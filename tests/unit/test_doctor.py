@@ -55,9 +55,7 @@ def test_a_good_cpu_machine_has_a_line_for_every_part_and_exits_0() -> None:
         (replace(GOOD, driver=True, gpu="NVIDIA L4, 580.82"), "GPU", 3, "remove .tools/stub"),
     ],
 )
-def test_what_is_wrong_is_one_part_with_its_fix_and_its_exit_code(
-    facts: Facts, part: str, code: int, fix: str
-) -> None:
+def test_what_is_wrong_is_one_part_with_its_fix_and_its_exit_code(facts: Facts, part: str, code: int, fix: str) -> None:
     found = wrong(facts)
     assert [finding.part for finding in found] == [part]
     assert fix in found[0].fix

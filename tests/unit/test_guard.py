@@ -46,9 +46,7 @@ class SocketLog:
             raise ConnectionRefusedError(111, "Connection refused")
 
 
-@pytest.mark.parametrize(
-    "address", ["127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1", "::ffff:127.8.9.1"]
-)
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1", "::ffff:127.8.9.1"])
 def test_every_way_to_write_loopback_passes(address: str) -> None:
     assert [a.host for a in guard.judge("some.name", 8000, {}, resolved_to(address))] == [address]
 
@@ -71,17 +69,13 @@ def test_whatever_is_not_loopback_is_refused_with_the_flag_that_would_allow_it(a
 def test_a_name_with_one_outside_address_among_loopback_ones_is_refused(addresses: tuple[str, ...]) -> None:
     log = SocketLog()
     with pytest.raises(UsageError):
-        guard.connect(
-            "mixed.example", 8000, {}, timeout_s=1, resolver=resolved_to(*addresses), socket_factory=log
-        )
+        guard.connect("mixed.example", 8000, {}, timeout_s=1, resolver=resolved_to(*addresses), socket_factory=log)
     assert log.connected == []
 
 
 def test_an_allowed_host_is_connected_at_its_judged_address() -> None:
     log = SocketLog()
-    guard.connect(
-        "gpu.example", 8000, ALLOWED, timeout_s=1, resolver=resolved_to(OUTSIDE), socket_factory=log
-    )
+    guard.connect("gpu.example", 8000, ALLOWED, timeout_s=1, resolver=resolved_to(OUTSIDE), socket_factory=log)
     assert log.connected == [(OUTSIDE, 8000)]
 
 
@@ -104,9 +98,7 @@ def test_a_name_that_answers_differently_the_second_time_is_not_asked_a_second_t
 
 def test_the_next_address_is_tried_when_the_first_refuses() -> None:
     log = SocketLog(refuse=1)
-    guard.connect(
-        "localhost", 8000, {}, timeout_s=1, resolver=resolved_to("::1", "127.0.0.1"), socket_factory=log
-    )
+    guard.connect("localhost", 8000, {}, timeout_s=1, resolver=resolved_to("::1", "127.0.0.1"), socket_factory=log)
     assert log.connected == [("::1", 8000), ("127.0.0.1", 8000)]
 
 

@@ -31,7 +31,7 @@ def seeded(random: np.random.Generator, *, batches: int, correlation: float, cv:
     )
 
 
-def coverage(*, batches: int, correlation: float, stretches: int = 1, repeats: int = 400) -> float:
+def coverage(*, batches: int, correlation: float, stretches: int = 1, repeats: int = 250) -> float:
     random = np.random.default_rng(7)
     covered = 0
     for _ in range(repeats):
@@ -55,15 +55,15 @@ def test_two_starts_have_no_interval() -> None:
 
 
 def test_independent_batches_are_covered_as_promised() -> None:
-    """Four standard errors of 400 repeats at 95% are 4.4 points."""
-    assert coverage(batches=40, correlation=0.0) == pytest.approx(0.95, abs=0.044)
-    assert coverage(batches=200, correlation=0.0) == pytest.approx(0.95, abs=0.044)
+    """Four standard errors of 250 repeats at 95% are 5.5 points."""
+    assert coverage(batches=40, correlation=0.0) == pytest.approx(0.95, abs=0.055)
+    assert coverage(batches=200, correlation=0.0) == pytest.approx(0.95, abs=0.055)
 
 
 def test_correlated_batches_are_covered_less_in_short_stretches_and_nearly_as_promised_in_long_ones() -> None:
     """What is reached at a correlation of 0.5: some 91% with 40 batches, 94% with 400."""
-    assert coverage(batches=40, correlation=0.5) == pytest.approx(0.91, abs=0.045)
-    assert coverage(batches=400, correlation=0.5) == pytest.approx(0.94, abs=0.045)
+    assert coverage(batches=40, correlation=0.5) == pytest.approx(0.91, abs=0.055)
+    assert coverage(batches=400, correlation=0.5) == pytest.approx(0.94, abs=0.055)
 
 
 def test_strongly_correlated_batches_in_a_short_stretch_are_covered_far_too_little() -> None:
@@ -76,7 +76,7 @@ def test_two_stretches_share_the_ten_segments() -> None:
     found = within_run([seeded(random, batches=100, correlation=0.0) for _ in range(2)])
     assert found is not None
     assert len(found.samples) == 10
-    assert coverage(batches=50, correlation=0.0, stretches=2) == pytest.approx(0.95, abs=0.044)
+    assert coverage(batches=50, correlation=0.0, stretches=2) == pytest.approx(0.95, abs=0.055)
 
 
 def test_fewer_than_forty_batches_together_have_no_interval() -> None:

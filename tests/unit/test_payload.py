@@ -63,7 +63,7 @@ def test_a_request_is_whole_http_and_holds_the_very_arrays_that_were_kept(tmp_pa
 def test_the_payload_says_what_to_expect_back(tmp_path: Path) -> None:
     made = prepare(tmp_path, target(tensor("FP32", 3)), items=4)
     assert [t.shape for t in made.outputs] == [(4, 2), (4, -1)]
-    assert made.binary_bytes == {"y": 4 * 2 * 4, "z": None}
+    assert [prepared.tensor_bytes(t.dtype, t.shape) for t in made.outputs] == [4 * 2 * 4, None]
     assert made.request_bytes == max((tmp_path / m.request).stat().st_size for m in made.members)
 
 

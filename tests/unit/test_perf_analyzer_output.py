@@ -81,18 +81,27 @@ def test_unanswered_requests_are_timed_out_then_failed_oldest_first_then_cancell
 
 
 @pytest.mark.parametrize(
-    ("rate", "agrees"), [(100.0, True), (98.5, True), (101.9, True), (97.0, False), (103.0, False)]
+    ("requests", "agrees"), [(1000, True), (985, True), (1015, True), (1030, False), (970, False), (0, False)]
 )
-def test_rows_and_csv_may_differ_by_two_percent(rate: float, agrees: bool) -> None:
-    done_ns = [i * 10_000_000 for i in range(1, 2001)]  # 100 a second for 20 s; the stretch is the first 10 s
-    odd = output.disagreement(done_ns, start_ns=0, seconds=10.0, items=1, concurrency=2, rate=rate)
+def test_rows_and_summary_may_differ_by_two_percent(requests: int, agrees: bool) -> None:
+    done_ns = [i * 10_000_000 for i in range(1, 2001)]  # 100 requests of 3 items a second for 20 s
+    # the reported count and rate say that the stretch lasted 10 s, so 1000 rows belong to it
+    odd = output.disagreement(done_ns, start_ns=0, requests=requests, items=3, concurrency=2, rate=requests * 3 / 10.0)
     assert (odd is None) == agrees
 
 
 def test_one_round_of_answers_at_the_end_of_a_slow_stretch_is_no_disagreement() -> None:
     done_ns = [i * 1_000_000_000 for i in range(1, 11) for _ in range(4)]  # 4 at once each second
-    assert output.disagreement(done_ns, start_ns=0, seconds=10.0, items=1, concurrency=4, rate=3.6) is None
-    assert output.disagreement(done_ns, start_ns=0, seconds=10.0, items=1, concurrency=4, rate=3.5) is not None
+    # 40 in 9.95 s: the last four fall just out of it; of 45 in 10 s five are missing
+    assert output.disagreement(done_ns, start_ns=0, requests=40, items=1, concurrency=4, rate=40 / 9.95) is None
+    assert output.disagreement(done_ns, start_ns=0, requests=45, items=1, concurrency=4, rate=4.5) is not None
+
+
+def test_a_summary_without_a_count_is_told() -> None:
+    tail = (DATA / "summary.txt").read_bytes()
+    assert output.reported_requests(tail) == 33
+    assert output.reported_requests(TRACE) is None
+    assert output.disagreement([1], start_ns=0, requests=None, items=1, concurrency=1, rate=1.0) is not None
 
 
 @pytest.mark.parametrize(

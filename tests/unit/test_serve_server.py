@@ -16,6 +16,7 @@ import pytest
 from brim import disk, layout
 from brim.errors import NoResource, NotReady, UsageError
 from brim.records import KnownServer, Server, ServingConfig, Tensor, Variant
+from brim.say import Say
 from serve import choice, container, embedded, ledger, prerequisites, readiness
 from serve.ports import PickedPorts, Ports, pick
 from serve.prerequisites import StubFacts, ToolFacts
@@ -94,7 +95,8 @@ def test_compose_serves_with_the_same_flags_as_docker_run() -> None:
     keys = {
         "--user": "user:", "--publish": "- 127.0.0.1:", "--volume": ":/models:ro", "--read-only": "read_only: true",
         "--tmpfs": "tmpfs:\n      - /tmp", "--cap-drop": "cap_drop:\n      - ALL",
-        "--security-opt": "- no-new-privileges", "--shm-size": "shm_size: 1g", "--ulimit": "memlock: -1\n      stack: 67108864",
+        "--security-opt": "- no-new-privileges", "--shm-size": "shm_size: 1g", 
+        "--ulimit": "memlock: -1\n      stack: 67108864",
     }  # fmt: skip
     words = docker_command(gpus=False)
     flags = {word.partition("=")[0] for word in words[2 : words.index("image:tag")]} - {"--detach", "--name"}
@@ -137,7 +139,7 @@ def test_the_index_says_which_variant_is_not_ready_and_its_errors_last_line_why(
     index = [
         {"name": "good__b4", "version": "1", "state": "READY"},
         {"name": "bad__b4", "version": "1", "state": "UNAVAILABLE",
-         "reason": "Internal: ValueError: the artifact is corrupt:\nno protobuf\n\nAt:\n  /r/bad__b4/1/model.py(2): initialize\n"},
+         "reason": "Internal: ValueError: the artifact is corrupt:\nno protobuf\n\nAt:\n  /r.py(2): initialize\n"},
         {"name": "refused__b4"},
     ]  # fmt: skip
     log = ["E1122 14:44:59.044136 20104 model_repository_manager.cc:1460] "
@@ -331,7 +333,8 @@ def test_a_port_that_the_server_which_makes_way_holds_itself_is_as_good_as_free(
 
 def test_shared_memory_is_needed_for_two_full_batches_an_instance() -> None:
     tensor = Tensor(name="X", dtype="FP32", shape=(3, 224, 224))
-    model = KnownServer(kind="null", inputs=(tensor,), outputs=(Tensor(name="Y", dtype="INT64", shape=(-1, 10)),), digest="")
+    out = Tensor(name="Y", dtype="INT64", shape=(-1, 10))
+    model = KnownServer(kind="null", inputs=(tensor,), outputs=(out,), digest="")
     config = ServingConfig(name="c", engine="known", backend="python", max_batch=8, instances=3)
     item = 3 * 224 * 224 * 4 + 10 * 8
     assert choice.shared_memory_bytes([Variant(model=model, config=config)]) == 3 * (2**20 + 2 * 8 * item)
@@ -402,3 +405,17 @@ def test_a_stub_python_that_does_not_run_is_one_line(tmp_path: Path) -> None:
         prerequisites.probe_stub(broken)
     with pytest.raises(NotReady, match="does not run"):
         prerequisites.probe_stub(tmp_path / "absent")
+
+
+def test_an_environment_with_numpy_2_is_refused_before_anything_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = '{"python": "3.12.4", "numpy": "2.4.6", "libpython_folder": "", "runtime": "onnxruntime 1.32.0"}'
+    for name, text in (("tritonserver", "exit 70"), ("python3", f"echo '{told}'")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setattr(layout, "tritonserver", lambda: tmp_path / "tritonserver")
+    monkeypatch.setattr(layout, "stub_python", lambda: tmp_path / "python3")
+    with pytest.raises(NotReady, match="numpy 2.4.6, under which this Triton silently serves zeros"):
+        embedded.start(["a__b4"], out=tmp_path / "out", repository=tmp_path, say=Say(quiet=True))
+    assert not (tmp_path / "out").exists()

@@ -25,7 +25,8 @@ DOCKER = """#!/bin/sh
 here=$(dirname "$0")
 echo "$@" >> "$here/calls"
 case "$1" in
-  run) test -f "$here/refuse" && { echo "docker: Error response: $(cat "$here/refuse")" >&2; exit 125; }; touch "$here/up";;
+  run) test -f "$here/refuse" && { echo "docker: Error response: $(cat "$here/refuse")" >&2; exit 125; }
+       touch "$here/up";;
   inspect) test -f "$here/up" && echo true || exit 1;;
   logs) cat "$here/logs";;
   rm) rm -f "$here/up";;
@@ -85,12 +86,9 @@ def ports() -> Iterator[PickedPorts]:
 
 def start(tmp_path: Path, ports: PickedPorts, *variants: str) -> Server:
     repository = tmp_path / "repository"
-    command = container.argv(
-        variants, "image:tag", ports, False, server_id=ID, repository=repository, user="1000:1000"
-    )
-    return container.start(
-        command, variants, ports, server_id=ID, out=tmp_path / "out", repository=repository, say=Say(quiet=True), wait_s=5
-    )
+    command = container.argv(variants, "image:tag", ports, False, server_id=ID, repository=repository, user="1000:1000")
+    out, quiet = tmp_path / "out", Say(quiet=True)
+    return container.start(command, variants, ports, server_id=ID, out=out, repository=repository, say=quiet, wait_s=5)
 
 
 def test_a_container_becomes_the_current_server_and_is_removed_by_down(
@@ -104,7 +102,8 @@ def test_a_container_becomes_the_current_server_and_is_removed_by_down(
     ledger.stop(server, out)
     assert ledger.current(out) is None and not ledger.alive(server)
     calls = (docker / "calls").read_text().splitlines()
-    assert calls[0].startswith(f"run --detach --name={ID} ") and calls[0].endswith("--load-model=a__b4 --load-model=b__b4")
+    assert calls[0].startswith(f"run --detach --name={ID} ")
+    assert calls[0].endswith("--load-model=a__b4 --load-model=b__b4")
     assert f"rm --force {ID}" in calls
 
 

@@ -22,10 +22,10 @@ import pytest
 from brim import disk, layout
 from brim.errors import NotReady
 from brim.kserve import KServe
-from brim.records import Server
+from brim.records import ModelCard, Server, Tensor
 from brim.say import Say
-from serve import embedded, ledger, prerequisites, readiness
-from serve.ports import Ports
+from serve import embedded, ledger, ports, prerequisites, readiness
+from serve.ports import PickedPorts, Ports
 
 pytestmark = pytest.mark.contract
 
@@ -86,6 +86,8 @@ def out(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "out"
     for file in (tmp_path / "out" / "servers").glob("*/server.json"):
         server = disk.load(Server, file)
+        if server.pid is not None and ledger.alive(server):
+            os.kill(server.pid, signal.SIGKILL)  # a polite end takes seconds, and has a test of its own
         ledger.stop(server, tmp_path / "out")
     until(f"no process of {tmp_path} is left", lambda: not processes_of(tmp_path))
     left = [p.name for f in (tmp_path / "out" / "servers").glob("brim-*") for p in ledger.SHM.glob(f"{f.name}-*")]
@@ -203,13 +205,13 @@ def test_a_port_that_is_lost_between_the_look_and_the_bind_is_tried_again(
     out: Path, repository: Path, stranger: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = int(stranger.rpartition(":")[2])
-    real, picked = embedded.pick, []
+    picked: list[PickedPorts] = []
 
-    def pick(wanted: Ports) -> object:
-        picked.append(real(wanted))
+    def pick_one_that_is_lost(wanted: Ports) -> PickedPorts:
+        picked.append(ports.pick(wanted))
         return replace(picked[-1], http=taken) if len(picked) == 1 else picked[-1]
 
-    monkeypatch.setattr(embedded, "pick", pick)
+    monkeypatch.setattr(embedded, "pick", pick_one_that_is_lost)
     server = start(out, repository, "echo__b4")
     assert len(picked) == 2 and ledger.is_ours(server)
 
@@ -324,6 +326,30 @@ def test_a_variant_that_a_server_of_another_out_views_is_not_rewritten(out: Path
     assert brim(repository, "status", "--out", str(out)).returncode == 0
 
 
+def test_a_corrupt_model_does_not_keep_a_good_one_from_being_served(out: Path, tmp_path: Path) -> None:
+    artifact = layout.model_folder(out, "rotten") / "model.onnx"
+    artifact.parent.mkdir(parents=True)
+    artifact.write_bytes(b"not a protobuf at all")
+    tensor = Tensor(name="X", dtype="FP32", shape=(4,))
+    card = ModelCard(
+        name="rotten", source="onnx/rotten", inputs=(tensor,), outputs=(tensor,), precision="fp32", weights="seeded:0",
+        artifacts={"model.onnx": disk.sha256(artifact)}, recipe="",
+    )  # fmt: skip
+    disk.save(layout.card_file(out, "rotten"), card)
+    served = brim(tmp_path / "fresh", "serve", "null", "rotten", "--json", "--out", str(out))
+    assert served.returncode == 3, served.stderr
+    assert served.stderr.splitlines()[-1] == "brim: exit 3 (not_ready)"
+    by_name = {v["name"].partition("__")[0]: v for v in json.loads(served.stdout)["variants"]}
+    assert by_name["null"]["ready"] and not by_name["rotten"]["ready"]
+    assert "rotten" in by_name["rotten"]["reason"] or "protobuf" in by_name["rotten"]["reason"].lower()
+
+    artifact.write_bytes(b"something else than the card describes")
+    again = brim(tmp_path / "fresh", "serve", "null", "rotten", "--json", "--out", str(out))
+    by_name = {v["name"].partition("__")[0]: v for v in json.loads(again.stdout)["variants"]}
+    assert again.returncode == 3 and by_name["null"]["ready"]
+    assert "not what its card describes" in next(v["reason"] for n, v in by_name.items() if "rotten" in n)
+
+
 def test_a_remote_server_is_used_but_never_stopped(out: Path, repository: Path, tmp_path: Path) -> None:
     server = start(out, repository, "echo__b4", "broken__b4")
     there = ("--out", str(tmp_path / "out2"))
@@ -357,7 +383,7 @@ def test_a_start_that_is_cut_off_leaves_nothing_running(out: Path, repository: P
     _, errors = child.communicate(timeout=30)
     expected = {"INT": (130,), "TERM": (143,), "KILL": (-9,)}[signals[0]]
     assert child.returncode in expected, errors
-    until(f"no process is left of {processes_of(out)}", lambda: not processes_of(out), 8)
+    until("no process is left", lambda: not processes_of(out))
     until("its note is gone", lambda: not list((repository / ".views").glob("*.json")))
     ids = [folder.name for folder in (out / "servers").glob("brim-*")]
     until("no shared memory is left", lambda: not [p for i in ids for p in ledger.SHM.glob(f"{i}-*")])

@@ -62,7 +62,9 @@ def test_a_wheel_of_another_digest_is_refused_by_the_fetch(tmp_path: Path, monke
         binaries.fetch(binaries.Wheel(part="bad", name="brim-probe", version="1.0", sha256="0" * 64), tmp_path)
 
 
-def test_an_environment_follows_its_locks_and_loses_what_they_no_longer_name(tmp_path: Path) -> None:
+def test_an_environment_follows_its_locks_and_a_failed_step_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     python = pythons.probe(sys.executable)
     assert python is not None
     venv = tmp_path / "venv"
@@ -73,6 +75,10 @@ def test_an_environment_follows_its_locks_and_loses_what_they_no_longer_name(tmp
     core = venvs.wanted_state(python, ("core",), editable=False)
     assert venvs.ensure(venv, core) is True
     assert packages(venv) >= {"pip", "click", "rich"} and "setuptools" not in packages(venv)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(SetupError, match="pip install failed"):
+        venvs.ensure(venv, venvs.wanted_state(python, ("analysis",), editable=False))
     assert venvs.found_state(venv) == core and core.layers == {"core": digest(lock_file(MINOR, "core"))}
 
 

@@ -1,0 +1,100 @@
+"""What `brim loadtest` refuses before anything is sent: no server, a stranger, a file where out/ should be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from brim import disk, layout
+from brim.errors import UsageError
+from brim.records import Server
+from loadtest.plan import read_plan
+from tests.fakes import FakeServer
+
+
+def brim(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "brim", "loadtest", *words],
+        capture_output=True,
+        text=True,
+        cwd=layout.CHECKOUT,
+        timeout=60,
+    )
+
+
+def test_without_a_server_it_exits_3_and_names_make_serve(tmp_path: Path) -> None:
+    done = brim("--out", str(tmp_path))
+    assert done.returncode == 3
+    assert "make serve" in done.stderr
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_out_that_is_a_file_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with FakeServer() as server:
+        done = brim(server.url, server.model, "--out", str(tmp_path / "out"))
+        assert not server.log
+    assert done.returncode == 6
+    assert "out is a file, not a folder" in done.stderr
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_stranger_on_the_port_is_not_measured(tmp_path: Path) -> None:
+    with FakeServer() as stranger:
+        server = Server(
+            id="brim-20260101t000000z-abcdef", mode="embedded", http=stranger.url, grpc=None, metrics=None,
+            pid=os.getpid(), process_started_s=psutil.Process().create_time(), version="2.51.0",
+            variants=("null__b8",), repository=str(tmp_path), log=None,
+        )  # fmt: skip
+        folder = layout.server_folder(tmp_path, server.id)
+        disk.save(folder / "server.json", server)
+        layout.current_server(tmp_path).symlink_to(folder.name)
+        done = brim("--out", str(tmp_path))
+        assert not stranger.log
+    assert done.returncode == 3
+    assert "a stranger" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("window_second = 5", "unknown key 'window_second'; did you mean 'window_seconds'?"),
+        ("window_seconds = 0", "window_seconds is 0.0, must be > 0"),
+        ("window_seconds = 90", "window_limit_seconds 60.0 is shorter than window_seconds 90.0"),
+        ("seed = 'x'", "seed: expected a whole number, found 'x'"),
+        ("seed = ", "loads.toml: "),
+    ],
+)
+def test_a_load_plan_that_cannot_be_is_refused_with_file_and_key(tmp_path: Path, text: str, told: str) -> None:
+    file = tmp_path / "loads.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError) as refused:
+        read_plan(file)
+    assert told in str(refused.value) and str(file) in str(refused.value)
+
+
+def test_a_users_plan_is_laid_over_the_shipped_one(tmp_path: Path) -> None:
+    file = tmp_path / "loads.toml"
+    file.write_text("seed = 7")
+    assert read_plan(file).seed == 7
+    assert read_plan(file).window_seconds == read_plan(None).window_seconds == 10
+
+
+@pytest.mark.parametrize(
+    ("period_s", "window_s", "record_s"),
+    [
+        (0.01, 10.0, 12.5),  # ten seconds, and a tenth of warm-up
+        (0.22, 10.0, 23.5),  # 100 bins of one batch period
+        (1.0, 40.0, 101.5),  # 40 batches
+        (3.0, 60.0, 120.0),  # the bounds win
+    ],
+)
+def test_how_long_a_load_lasts_follows_from_the_batch_period(period_s: float, window_s: float, record_s: float) -> None:
+    plan = read_plan(None)
+    assert plan.window_for(period_s) == pytest.approx(window_s)
+    assert plan.record_for(period_s) == pytest.approx(record_s)
