@@ -47,7 +47,7 @@ export:
 ## serve       start Triton on the exported models; it stays up until `make down`
 serve:
 	$(ensure) $(if $(filter-out embedded,$(MODE)),serve-elsewhere,serve)
-	$(strip $(BRIM) serve $(MODEL) $(if $(CONFIG),--config $(CONFIG)) $(if $(MODE),--mode $(MODE)) $(out) $(ARGS))
+	$(strip $(BRIM) serve $(MODEL) $(if $(CONFIG),--config $(CONFIG)) $(if $(MODE),--mode $(MODE)) --run $(out) $(ARGS))
 
 ## loadtest    measure what is served, or with URL= a Triton elsewhere
 loadtest:

@@ -17,8 +17,8 @@ LIBPYTHON = tools() / "python"  # where a bundle puts the library that the host'
 CANDIDATES = ("python3.12", "python3.11", "python3", "python3.13")
 
 # Runs in the candidate. libpython counts only if it reports the same version as the interpreter: beside a static
-# pyenv 3.11.7 the loader may find the distribution's 3.11.2, and the server's stub would run on that one. One that a
-# bundle brought was chosen by a person and need only be of the same minor.
+# 3.11.7 built from source the loader may find the distribution's 3.11.2, and the server's stub would run on that one.
+# One that a bundle brought was chosen by a person and need only be of the same minor.
 _PROBE = r"""
 import ctypes, json, os, sys, sysconfig
 try:

@@ -115,7 +115,8 @@ class LocustLoad:
             return disk.load(LoadResult, result_file(self._folder, worker))
         except BrimError:
             code = child.returncode
-            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            no_room = code == NoResource.exit_code
+            how = f"signal {-code}" if code < 0 else f"exit code {code}{' (no room left)' if no_room else ''}"
             reason = f"sender {worker} ended with {how}: {_last_line(_log(self._folder, worker))}"
             return recovered(
                 row_file(Path(self._spec.rows), worker),
@@ -123,7 +124,7 @@ class LocustLoad:
                 start_ns=self._started_ns,
                 end_ns=time.monotonic_ns(),
                 reason=reason,
-                no_room=code == NoResource.exit_code,
+                no_room=no_room,
             )
 
 
@@ -193,12 +194,12 @@ def _spawn(spec_file: Path, folder: Path, number: int, worker: int) -> subproces
     paths = [str(layout.CHECKOUT), os.environ.get("PYTHONPATH", "")]
     with disk.told(folder), _log(folder, worker).open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "loadtest.senders.run", str(spec_file), str(number), str(os.getpid())],
+            # -P: the user's folder is not where modules come from
+            [sys.executable, "-P", "-m", "loadtest.senders.run", str(spec_file), str(number), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            cwd=layout.CHECKOUT,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)},
             start_new_session=True,
         )

@@ -47,9 +47,9 @@ class LoadPlan:
         return min(max(self.window_seconds, self.window_batches * batch_period_s), self.window_limit_seconds)
 
     def record_for(self, batch_period_s: float) -> float:
-        """Seconds of one load: a window after a tenth of warm-up, and enough bins for the steady-state test."""
+        """Seconds of one load: a window and half of it for what the steady-state test cuts off, and enough bins for it."""
         bins = BINS * max(BIN_SECONDS, batch_period_s)
-        return min(max(bins, 1.1 * self.window_for(batch_period_s)) + 1.5, LOAD_LIMIT_SECONDS)
+        return min(max(bins, 1.5 * self.window_for(batch_period_s)) + 1.5, LOAD_LIMIT_SECONDS)
 
 
 def read_plan(file: Path | None) -> LoadPlan:

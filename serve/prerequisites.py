@@ -20,8 +20,8 @@ from brim.errors import NoResource, NotReady
 #: numpy 1.26, which the server's python stub needs, has no wheels for later ones.
 EMBEDDED_PYTHONS = ("3.11", "3.12")
 
-# Runs in the stub's Python. A libpython counts only if it reports the interpreter's own version: beside a pyenv 3.11.7
-# without one, the loader finds the distribution's 3.11.2 and the stub would silently run on that.
+# Runs in the stub's Python. A libpython counts only if it reports the interpreter's own version: beside a self-built
+# 3.11.7 without one, the loader finds the distribution's 3.11.2, and the stub would silently run on that.
 _PROBE = r"""
 import ctypes, importlib.metadata, json, os, sys, sysconfig
 name = "libpython%d.%d.so.1.0" % sys.version_info[:2]

@@ -1,14 +1,11 @@
 """The child process: measures one cell, or looks at the host, and ends. Reads a spec, writes a result (both JSON).
 
-`python -m experiments.gpu_check.child measure SPEC RESULT` or `… probe DEVICE RESULT`. Whatever goes wrong inside
+`python -m experiments.gpu_check.child measure PARENT SPEC RESULT` or `… probe PARENT DEVICE RESULT`. Whatever goes wrong inside
 a cell becomes a result; only a process that dies leaves none.
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -17,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from brim import disk
+from brim.offspring import die_with
 from experiments.gpu_check import host, telemetry, timing
 from experiments.gpu_check.cells import Cell, Entry, Timing
 from experiments.gpu_check.timing import Effort
 
-PR_SET_PDEATHSIG = 1
 #: How memory that is not to be had shows itself where no OutOfMemoryError is raised.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "_ALLOC_FAILED")
 REASON_CHARACTERS = 300
@@ -146,17 +143,9 @@ class _Clock:
         return int(self.cuda.max_memory_allocated()) if self.cuda is not None else None
 
 
-def _end_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies: a killed run leaves nothing on the device."""
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(1)
-
-
 def main(arguments: list[str]) -> None:
-    _end_with_parent()
-    task, subject, result = arguments
+    task, parent, subject, result = arguments
+    die_with(int(parent))
     if task == "probe":
         disk.save(Path(result), host.probe("cpu" if subject == "cpu" else "cuda"))
     else:

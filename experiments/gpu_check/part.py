@@ -101,7 +101,7 @@ def _run_cell(spec: Spec, folder: Path, limit: float) -> Entry:
     disk.save(spec_file, spec)
     started_utc = datetime.now(UTC).isoformat(timespec="seconds")
     started = time.monotonic()
-    code = _child(["measure", str(spec_file), str(result_file)], folder / "child.log", limit)
+    code = _child(["measure", str(os.getpid()), str(spec_file), str(result_file)], folder / "child.log", limit)
     if result_file.exists():
         entry = disk.load(Entry, result_file)
     else:
@@ -118,7 +118,7 @@ def _probe(device: Device) -> Host:
             raise NotReady(f"gpu-check needs the Python package {package}, {sys.executable} has none; install it there")
     with tempfile.TemporaryDirectory(prefix="brim-gpu-check-") as place:
         result, log = Path(place) / "host.json", Path(place) / "child.log"
-        code = _child(["probe", device, str(result)], log, PROBE_LIMIT_S)
+        code = _child(["probe", str(os.getpid()), device, str(result)], log, PROBE_LIMIT_S)
         if not result.exists():
             why = f"no answer in {PROBE_LIMIT_S:.0f} s" if code is None else _how_it_died(code, log)
             raise NotReady(f"torch could not look at this host ({why}); try `python3 -c 'import torch'`")
@@ -131,7 +131,7 @@ def _probe(device: Device) -> Host:
 
 
 def _child(arguments: list[str], log: Path, limit: float) -> int | None:
-    """Run the child module in a session of its own; its exit code, or None if it was ended at `limit` seconds."""
+    """Run the child module as a process group of its own; its exit code, or None if it was ended at `limit` seconds."""
     path = os.pathsep.join(filter(None, [str(layout.CHECKOUT), os.environ.get("PYTHONPATH")]))
     with disk.told(log), log.open("wb") as stream:
         process = subprocess.Popen(

@@ -9,7 +9,6 @@ Reads a prepared payload; what is written is its job's affair.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import tempfile
@@ -19,7 +18,6 @@ from typing import Any
 
 import gevent
 import gevent.event
-import gevent.socket
 from locust import User, events, task
 from locust.exception import StopUser
 
@@ -27,6 +25,7 @@ from brim import guard
 from brim.errors import BrimError, NotReady, UsageError
 from brim.records import Status
 from loadtest.senders.answers import Garbage, Head, clean, read_head
+from loadtest.senders.connection import Connection
 from loadtest.senders.job import Job, load_pool
 
 BURST_NS = 50_000_000  # one @task call sends for so long: rare enough to cost nothing, prompt enough to stop
@@ -43,14 +42,15 @@ class KServeUser(User):  # type: ignore[misc]  # Locust is not annotated
         self.job: Job = environment.brim_job
         self.sent_ns, self.overdue = 0, False
         self._log_request = environment.stats.log_request
-        self._sock: Any = None
+        self._connection: Connection | None = None
         self._buffer = bytearray(BUFFER_BYTES)
         self._view = memoryview(self._buffer)
-        self._payload = len(self.job.users) % len(self.job.requests)  # users begin at different payloads
+        self._payload = 0
         self._backoff_s = 0.0
 
     def on_start(self) -> None:
         """Connect, and wait until every user of every sender has."""
+        self._payload = len(self.job.users) % len(self.job.requests)  # users begin at different payloads
         self.job.users.append(self)
         released: gevent.event.Event | None = getattr(self.environment, "brim_released", None)
         if released is None:
@@ -81,10 +81,9 @@ class KServeUser(User):  # type: ignore[misc]  # Locust is not annotated
         raise StopUser
 
     def cut(self) -> None:
-        """Wake this user's greenlet: the kernel reports a connection that was shut down as readable and writable."""
-        if self._sock is not None:
-            with contextlib.suppress(OSError):
-                self._sock.shutdown(gevent.socket.SHUT_RDWR)
+        """Break the connection, so that this user's greenlet wakes from whatever it waits for."""
+        if self._connection is not None:
+            self._connection.cut()
 
     def _one(self) -> int:
         """One request from its first byte to its row; the instant when it ended."""
@@ -94,10 +93,11 @@ class KServeUser(User):  # type: ignore[misc]  # Locust is not annotated
         total = 0
         self.sent_ns = sent_ns = time.monotonic_ns()
         try:
-            if self._sock is None:
-                self._connect()
-            self._sock.sendall(job.requests[payload])
-            head, total = self._receive()
+            connection = self._connection or self._connect()
+            connection.send(job.requests[payload])
+            head, total = self._receive(connection)
+            if self.overdue:  # whole at last, but the deadline has cut the connection meanwhile
+                raise ConnectionResetError
             if head is None:
                 status, text = Status.OK, ""
             else:
@@ -126,12 +126,12 @@ class KServeUser(User):  # type: ignore[misc]  # Locust is not annotated
         if text:
             self.environment.stats.log_error("POST", "infer", text)
 
-    def _receive(self) -> tuple[Head | None, int]:
+    def _receive(self, connection: Connection) -> tuple[Head | None, int]:
         """Read one whole answer into the buffer: its head, or None if it repeats the last good one, and its length."""
         judge, have = self.job.judge, 0
         head: Head | None = None
         while True:
-            count = self._sock.recv_into(self._view[have:])
+            count = connection.receive(self._view[have:])
             if not count:
                 raise ConnectionResetError(0, "the server closed the connection")
             have += count
@@ -153,23 +153,16 @@ class KServeUser(User):  # type: ignore[misc]  # Locust is not annotated
         larger[:have] = self._view[:have]
         self._buffer, self._view = larger, memoryview(larger)
 
-    def _connect(self) -> None:
+    def _connect(self) -> Connection:
         job = self.job
-        self._sock = guard.connect(
-            job.endpoint.host,
-            job.endpoint.port,
-            job.allowed,
-            timeout_s=min(CONNECT_S, job.timeout_s),
-            resolver=gevent.socket.getaddrinfo,
-            socket_factory=gevent.socket.socket,
-        )
-        self._sock.settimeout(None)  # the job's deadline cuts the whole request, whatever it waits for
+        self._connection = Connection(job.endpoint, job.allowed, min(CONNECT_S, job.timeout_s))
         job.connected()
+        return self._connection
 
     def _drop(self) -> None:
-        if self._sock is not None:
-            self._sock.close()
-            self._sock = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def _broken(self, error: Exception) -> tuple[Status, str]:
         """What a request without an answer counts as."""

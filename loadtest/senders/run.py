@@ -6,7 +6,7 @@ and result-<worker>.json. SIGTERM: send no more, drain, write. It ends when its 
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import gc
 import json
 import os
@@ -26,21 +26,22 @@ from locust.env import Environment
 
 from brim import disk
 from brim.errors import BrimError, NoResource, NotReady
+from brim.offspring import die_with
 from brim.records import Status
 from loadtest.driver import LoadResult, LoadSpec
 from loadtest.senders.job import Job, load_pool, share
 from loadtest.senders.tally import RowFile, result_file, row_file
 
-PR_SET_PDEATHSIG = 1
 FLUSH_S = 0.5
-START_WITHIN_S = 60.0  # for every user to connect, and for the parent to say start
+CONNECT_WITHIN_S = 60.0  # for every user of this sender
+START_WITHIN_S = 180.0  # for the parent to say start: the other senders must be ready too
 SPARE_FILES = 64  # open files beside one connection per user
 
 
 def main(argv: list[str]) -> int:
     """Run one sender to its end; the exit code is 0 unless no result could be written."""
     spec_file, number, parent = Path(argv[0]), int(argv[1]), int(argv[2])
-    _die_with(parent)
+    die_with(parent)
     ready = False
     try:
         spec = disk.load(LoadSpec, spec_file)
@@ -53,7 +54,8 @@ def main(argv: list[str]) -> int:
     except BrimError as error:
         if not ready:
             print(json.dumps({"exit_code": error.exit_code, "message": str(error)}), flush=True)
-        print(error, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # on a full disk the log has no room either, and a buffer would fail again
+            os.write(2, f"{error}\n".encode())
         return error.exit_code
 
 
@@ -89,10 +91,10 @@ class Sender:
         """Start every user and wait until each has its connection; NotReady or UsageError if one gets none."""
         gevent.signal_handler(signal.SIGTERM, self.job.stop, "stopped")
         self.runner.start(self.concurrency, spawn_rate=self.concurrency)
-        deadline = time.monotonic() + START_WITHIN_S
+        deadline = time.monotonic() + CONNECT_WITHIN_S
         while self.environment.brim_waiting < self.concurrency and self.job.refusal is None:
             if time.monotonic() > deadline:
-                raise NotReady(f"{self.spec.url}: {self.concurrency} connections took over {START_WITHIN_S:g} s")
+                raise NotReady(f"{self.spec.url}: {self.concurrency} connections took over {CONNECT_WITHIN_S:g} s")
             gevent.sleep(0.005)
         if self.job.refusal is not None:
             raise self.job.refusal
@@ -153,13 +155,6 @@ class Sender:
             samples=samples,
         )
         disk.save(result_file(folder, self.worker), result)
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends; the parent may have ended before that was asked."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _allow_files(needed: int) -> None:

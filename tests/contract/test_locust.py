@@ -190,6 +190,7 @@ def test_a_stop_sends_no_more_and_lets_what_is_in_flight_end(tmp_path: Path) -> 
         until(lambda: len(server.log) >= 4)
         load.stop()
         result = load.finish()
+    assert len({entry.body for entry in server.log[:4]}) == 4  # users do not send the same data in step
     assert (result.ended, result.cancelled) == ("stopped", 0)
     assert result.ok == result.sent == len(server.log)
     assert_adds_up(result, tmp_path)
@@ -250,21 +251,30 @@ def test_the_child_judges_the_address_itself_and_sends_nothing_outside(tmp_path:
         start(spec)
 
 
+def limited(spec: LoadSpec, most_bytes: int) -> LoadResult:
+    """The end of a load whose sender can write no file larger than that."""
+    load = start(spec)
+    resource.prlimit(load.pids[0], resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+    until(lambda: not load.running())
+    return load.finish()
+
+
 def test_a_full_disk_ends_the_load_and_says_so(tmp_path: Path) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with FakeServer() as server:
-        spec = spec_of(server, tmp_path, concurrency=8, seconds=60.0)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (16 * 1024, hard))  # 511 rows
-        try:
-            load = start(spec)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        until(lambda: not load.running())
-        result = load.finish()
+        result = limited(spec_of(server, tmp_path, concurrency=8, seconds=60.0), 32 + 300 * 32)
     assert (result.ended, result.no_room) == ("crashed", True)
     assert "3.bin: no room left" in result.reason
-    assert result.sent == result.ok == len(server.log)  # counted, though their rows did not fit
-    assert len(rows.read_rows(tmp_path)) == 511
+    assert result.sent == result.ok == len(server.log) > 300  # counted, though their rows did not fit
+    assert len(rows.read_rows(tmp_path)) == 300
+
+
+def test_a_disk_without_room_for_the_result_itself_is_told_from_the_rows(tmp_path: Path) -> None:
+    with FakeServer() as server:
+        result = limited(spec_of(server, tmp_path, seconds=60.0), 32 + 2 * 32 + 5)
+    assert (result.ended, result.no_room) == ("crashed", True)
+    assert "no room left" in result.reason
+    assert counts(result) == {Status.OK: 2}
+    assert_adds_up(result, tmp_path)
 
 
 def test_a_sender_ends_when_its_parent_is_killed(tmp_path: Path) -> None:

@@ -75,9 +75,9 @@ SLOW_VERB = """
 import sys, time, brim.cli as cli, types, click
 @cli.verb("wait")
 def wait(say, out):
-    print("up", flush=True)
     try:
         deadline = time.monotonic() + 30
+        print("up", flush=True)
         while time.monotonic() < deadline: time.sleep(0.05)
     finally:
         print("orderly", flush=True)

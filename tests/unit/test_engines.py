@@ -148,13 +148,10 @@ def test_the_digest_follows_every_byte_of_the_room_and_nothing_else(tmp_path: Pa
 
 
 def test_importing_the_engine_protocol_brings_no_runtime_and_no_other_room() -> None:
-    rooms = "{m.partition('.')[0] for m in sys.modules}"
-    code = f"import sys, engines.engine, engines.run; print(*sorted({rooms} - set(sys.stdlib_module_names)))"
-    done = subprocess.run([sys.executable, "-S", "-c", f"import site; site.main(); {code}"], cwd=CHECKOUT,
-                          capture_output=True, text=True, check=True)  # fmt: skip
-    assert not {"onnxruntime", "torch", "tritonclient", "locust", "export"} & set(done.stdout.split())
-    listed = subprocess.run(
-        [sys.executable, "-c", "import sys, engines.run; print(*[m for m in sys.modules if 'brim' in m])"],
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, engines.engine, engines.run; print(*sys.modules)"],
         cwd=CHECKOUT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert set(listed.stdout.split()) == {"brim", "brim.errors"}
+    loaded = set(done.stdout.split())
+    assert {name for name in loaded if name.startswith("brim")} == {"brim", "brim.errors"}
+    assert not {"onnxruntime", "torch", "tritonclient", "locust", "export"} & loaded

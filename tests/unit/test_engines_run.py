@@ -11,32 +11,33 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_engines import twice
 
 from brim.errors import UsageError
 from brim.layout import CHECKOUT
 from engines.engine import Port
-from engines.run import complete, random_batch
+from engines.run import complete, main, random_batch
+from tests.unit.test_engines import twice
+
+
+def spec_file(tmp_path: Path, spec: dict[str, Any]) -> str:
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps({"result": str(tmp_path / "result.json"), **spec}))
+    return str(path)
 
 
 def run(tmp_path: Path, spec: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    result = tmp_path / "result.json"
-    (tmp_path / "spec.json").write_text(json.dumps({"result": str(result), **spec}))
-    done = subprocess.run(
-        [sys.executable, "-m", "engines.run", str(tmp_path / "spec.json")],
-        cwd=CHECKOUT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert "Traceback" not in done.stderr
-    return done.returncode, json.loads(result.read_text())
+    """The job in this process: its exit code and what it wrote."""
+    code = main([spec_file(tmp_path, spec)])
+    return code, json.loads((tmp_path / "result.json").read_text())
 
 
 def test_the_ceiling_adds_up_and_says_with_what_it_was_measured(tmp_path: Path) -> None:
     cpu = min(os.sched_getaffinity(0))
-    code, found = run(tmp_path, {
-        "job": "ceiling", "model": str(twice(tmp_path / "model.onnx")), "batch": 3, "seconds": 0.05,
-        "min_batches": 7, "cpus": [cpu],
-    })  # fmt: skip
-    assert code == 0
+    spec = {"job": "ceiling", "model": str(twice(tmp_path / "model.onnx")), "batch": 3, "cpus": [cpu]}
+    spec |= {"seconds": 0.05, "min_batches": 7}
+    command = [sys.executable, "-m", "engines.run", spec_file(tmp_path, spec)]
+    subprocess.run(command, cwd=CHECKOUT, check=True)
+    found = json.loads((tmp_path / "result.json").read_text())
     assert found["batches"] >= 7 and found["seconds"] >= 0.05
     assert found["items"] == 3 * found["batches"] == 3 * len(found["batch_s"]["all"])
     assert found["items_per_s"] == pytest.approx(found["items"] / found["seconds"])
@@ -84,15 +85,14 @@ def test_cores_that_do_not_exist_are_an_error_of_the_job_not_of_the_process(tmp_
     assert found["error"]
 
 
-def test_without_a_usable_spec_the_child_says_so_on_one_line(tmp_path: Path) -> None:
+def test_without_a_usable_spec_the_child_says_so_on_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "spec.json").write_text("{")
     for arguments in ([], [str(tmp_path / "missing.json")], [str(tmp_path / "spec.json")]):
-        done = subprocess.run(
-            [sys.executable, "-m", "engines.run", *arguments],
-            cwd=CHECKOUT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 2
-        assert len(done.stderr.splitlines()) == 1 and "no usable spec" in done.stderr
+        assert main(arguments) == 2
+        told = capsys.readouterr().err
+        assert len(told.splitlines()) == 1 and "no usable spec" in told
 
 
 def test_a_spec_gets_its_defaults_and_wrong_keys_are_named() -> None:

@@ -169,6 +169,12 @@ def test_a_record_without_room_for_a_window_is_all_warmup() -> None:
     assert [w.kind for w in windows_of(load)] == ["warmup"]
 
 
+def test_no_window_reaches_into_the_drain() -> None:
+    load = closed_loop(concurrency=128, max_batch=4, service=constant(100 * MS), seconds=14)
+    assert load.rows["done_ns"][-1] - load.until_ns > 3 * SECOND
+    assert windows_of(load)[-1].end_ns <= load.until_ns + 100 * MS
+
+
 def test_an_unstable_stretch_keeps_its_windows_and_flags_them() -> None:
     load = closed_loop(concurrency=8, max_batch=4, service=constant(100 * MS), seconds=13)
     late = replace(from_start(load), unstable=True, reasons=("no steady state",))

@@ -88,7 +88,7 @@ def test_a_users_plan_is_laid_over_the_shipped_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("period_s", "window_s", "record_s"),
     [
-        (0.01, 10.0, 12.5),  # ten seconds, and a tenth of warm-up
+        (0.01, 10.0, 16.5),  # ten seconds, and half of it for what is cut off as warm-up
         (0.22, 10.0, 23.5),  # 100 bins of one batch period
         (1.0, 40.0, 101.5),  # 40 batches
         (3.0, 60.0, 120.0),  # the bounds win

@@ -399,7 +399,7 @@ def test_the_python_that_a_program_is_linked_for_is_read_from_the_program(tmp_pa
 
 def test_a_stub_python_that_does_not_run_is_one_line(tmp_path: Path) -> None:
     broken = tmp_path / "python3"
-    broken.write_text("#!/bin/sh\necho pyenv: python3.12: command not found >&2\nexit 127\n")
+    broken.write_text("#!/bin/sh\necho shim: python3.12: command not found >&2\nexit 127\n")
     broken.chmod(0o755)
     with pytest.raises(NotReady, match="does not run .*command not found"):
         prerequisites.probe_stub(broken)
