@@ -52,7 +52,8 @@ def from_json(kind: type[T], text: str | bytes, *, where: str) -> T:
         raise InvalidRecord(f"{where}: expected an object, found {type(plain).__name__}")
     schema = plain.pop("schema", 1)
     if not isinstance(schema, int) or schema > SCHEMA:
-        raise InvalidRecord(f"{where}: schema {schema}, this Brim reads up to {SCHEMA}; use the newer Brim that wrote it")
+        known = f"this Brim reads up to {SCHEMA}; use the newer Brim that wrote it"
+        raise InvalidRecord(f"{where}: schema {schema}, {known}")
     return build(kind, plain, where=where)
 
 
@@ -93,7 +94,7 @@ def _typed(hint: Any, value: Any, *, where: str) -> Any:
         except ValueError:
             names = [str(m.value) for m in hint]
             raise UsageError(f"{where}: {value!r} is not allowed; {did_you_mean(str(value), names)}") from None
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         _expect(isinstance(value, Mapping), "a table", value, where)
         return build(hint, value, where=where)
     if origin is tuple:

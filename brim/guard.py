@@ -1,6 +1,6 @@
 """The loopback guard: whatever Brim opens a socket to goes through here, at the place where it is opened.
 
-A host is resolved once, every address is judged, and the connection goes to a judged address: nothing is looked up again.
+A host is resolved once, every address is judged, and the connection goes to a judged address: no second look-up.
 """
 
 from __future__ import annotations

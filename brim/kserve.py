@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -40,7 +39,8 @@ class KServe:
 
     def metadata(self) -> dict[str, Any]:
         """GET /v2: name (the server's --id), version, extensions."""
-        return self._json("GET", "/v2")
+        about: dict[str, Any] = self._json("GET", "/v2")
+        return about
 
     def live(self) -> bool:
         """GET /v2/health/live answers 200."""
@@ -52,11 +52,13 @@ class KServe:
 
     def model_metadata(self, model: str, version: str = "") -> dict[str, Any]:
         """Inputs and outputs with dtype and shape, as the server tells them; NotReady with its own words if not."""
-        return self._json("GET", _model(model, version))
+        metadata: dict[str, Any] = self._json("GET", _model(model, version))
+        return metadata
 
     def model_config(self, model: str, version: str = "") -> dict[str, Any]:
         """The configuration that the server really uses."""
-        return self._json("GET", _model(model, version) + "/config")
+        config: dict[str, Any] = self._json("GET", _model(model, version) + "/config")
+        return config
 
     def statistics(self, model: str, version: str = "") -> dict[str, Any]:
         """The one entry of model_stats for this model: cumulative counters since it was loaded."""
@@ -87,7 +89,7 @@ class KServe:
             connection.request(method, path, body=body)
             response = connection.getresponse()
             return response.status, response.read()
-        except (OSError, socket.timeout, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException) as error:
             raise NotReady(
                 f"{self.endpoint.url} does not answer ({type(error).__name__}: {error}); `make serve` starts a server"
             ) from error

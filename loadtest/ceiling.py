@@ -14,7 +14,7 @@ from brim.errors import NotReady
 
 
 def run_engine(spec: Mapping[str, Any], folder: Path, *, python: Path, limit_s: float) -> dict[str, Any]:
-    """Run `python -m engines.run` on `spec` (its docstring is the contract) and give its JSON; NotReady with its words."""
+    """Run `python -m engines.run` on `spec` (its docstring is the contract): its JSON, or NotReady with its words."""
     spec_file = disk.save_text(folder / "spec.json", json.dumps({**spec, "result": str(folder / "result.json")}))
     environment = {**os.environ, "PYTHONPATH": str(layout.CHECKOUT)}
     command = [str(python), "-m", "engines.run", str(spec_file)]

@@ -47,7 +47,7 @@ class LoadPlan:
         return min(max(self.window_seconds, self.window_batches * batch_period_s), self.window_limit_seconds)
 
     def record_for(self, batch_period_s: float) -> float:
-        """Seconds of one load: a window and half of it for what the steady-state test cuts off, and enough bins for it."""
+        """Seconds of one load: a window, half of it for what the steady-state test cuts off, and enough bins for it."""
         bins = BINS * max(BIN_SECONDS, batch_period_s)
         return min(max(bins, 1.5 * self.window_for(batch_period_s)) + 1.5, LOAD_LIMIT_SECONDS)
 

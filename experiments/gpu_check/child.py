@@ -1,7 +1,7 @@
 """The child process: measures one cell, or looks at the host, and ends. Reads a spec, writes a result (both JSON).
 
-`python -m experiments.gpu_check.child measure PARENT SPEC RESULT` or `… probe PARENT DEVICE RESULT`. Whatever goes wrong inside
-a cell becomes a result; only a process that dies leaves none.
+`python -m experiments.gpu_check.child measure PARENT SPEC RESULT` or `… probe PARENT DEVICE RESULT`. Whatever goes
+wrong inside a cell becomes a result; only a process that dies leaves none.
 """
 
 from __future__ import annotations

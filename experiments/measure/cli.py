@@ -11,7 +11,7 @@ import click
 from brim import guard, layout
 from brim.cli import Outcome, verb
 from brim.errors import BrimError, Interrupted, UsageError, worst_exit
-from brim.records import Saturation, TargetLimit
+from brim.records import Saturation, Target, TargetLimit
 from brim.say import Say
 from experiments.measure import ledger, show, targets
 from experiments.measure.run import Request, measure
@@ -112,7 +112,7 @@ def finish(endings: list[tuple[int, str]]) -> int:
     return 0
 
 
-def tell(say: Say, answer: Saturation, described: targets.Target, out: Path) -> None:
+def tell(say: Say, answer: Saturation, described: Target, out: Path) -> None:
     say.answer(show.headline(answer))
     for line in (*show.details(answer), show.scope(answer, described), f"kept in {_near(out, answer.run)}"):
         say.answer(f"  {line}")

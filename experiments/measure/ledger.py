@@ -82,7 +82,7 @@ def recover(out: Path) -> list[str]:
 
 def _lives(run: Run) -> bool:
     try:
-        return abs(psutil.Process(run.pid).create_time() - run.process_started_s) < 1.0
+        return bool(abs(psutil.Process(run.pid).create_time() - run.process_started_s) < 1.0)
     except psutil.Error:
         return False
 

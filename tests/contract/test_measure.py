@@ -90,9 +90,10 @@ def until(what: str, held: Callable[[], object], within_s: float = 30.0) -> None
 
 def children_of(pid: int) -> list[psutil.Process]:
     try:
-        return psutil.Process(pid).children(recursive=True)
+        found: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
     except psutil.Error:
         return []
+    return found
 
 
 def gone(processes: list[psutil.Process]) -> bool:
