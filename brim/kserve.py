@@ -22,9 +22,7 @@ class _Connection(http.client.HTTPConnection):
         self._endpoint, self._allowed, self._timeout_s = endpoint, allowed, timeout_s
 
     def connect(self) -> None:
-        self.sock = guard.connect(
-            self._endpoint.host, self._endpoint.port, self._allowed, timeout_s=self._timeout_s
-        )
+        self.sock = guard.connect(self._endpoint.host, self._endpoint.port, self._allowed, timeout_s=self._timeout_s)
 
 
 class KServe:

@@ -32,5 +32,3 @@ def run_engine(spec: Mapping[str, Any], folder: Path, *, python: Path, limit_s: 
     if "error" in answer:
         raise NotReady(f"the engine alone failed: {answer['error']}")
     return answer
-
-

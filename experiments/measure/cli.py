@@ -37,8 +37,13 @@ class Answers:
 @click.option("--model-version", default="", help="Version of the model.  [default: the server's choice]")
 @click.option("--loads", type=click.Path(path_type=Path), help="Your own loads.toml.")
 @click.option("--allow-remote", multiple=True, metavar="HOST", help="Load this host though it is not loopback.")
-@click.option("--project", type=click.Path(path_type=Path), default="brim.toml", show_default=True,
-              help="Project file with the [targets] that may be loaded.")
+@click.option(
+    "--project",
+    type=click.Path(path_type=Path),
+    default="brim.toml",
+    show_default=True,
+    help="Project file with the [targets] that may be loaded.",
+)
 @click.option("--cross-check/--no-cross-check", default=True, show_default=True, help="perf_analyzer at the point.")
 def loadtest(
     say: Say,
