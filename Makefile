@@ -3,7 +3,7 @@
 #   MODEL=resnet50 CONFIG=b4    which models and which serving configuration (default: all that the tables name)
 #   URL=http://host:8000        load a Triton that runs elsewhere (MODEL is then its model)
 #   SENDERS=2 CONCURRENCY=16    load points of `make loadtest`
-#   MODE=docker                 how `make serve` serves: embedded, docker or remote
+#   MODE=docker                 how `make serve` serves: embedded, docker or remote (then with URL=)
 #   OUT=folder ARGS='...'       where results go; anything else that the command takes
 #   PYTHON=python3.12           set up with this Python and no other
 
@@ -22,17 +22,21 @@ BOOT = $(eval BOOT := $(shell $(find_boot)))$(BOOT)
 INSTALL = $(or $(BOOT),$(error Brim needs Python 3.11, 3.12 or 3.13, and no Python answers here: install python3.12 \
 	and python3.12-venv, or name one: make PYTHON=/path/to/python3.12)) -m install
 ensure = @$(INSTALL) ensure --python "$(PYTHON)" --for
+platform = @b="$(BOOT)"; test -z "$$b" || "$$b" -m install platform
 
 out = $(if $(OUT),--out $(OUT))
 # A variant is MODEL__CONFIG; a bare MODEL is the one with the default configuration of a CPU host.
 variant = $(if $(MODEL),$(if $(findstring __,$(MODEL)),$(MODEL),$(MODEL)__$(or $(CONFIG),b4)))
+# CONFIG alone says nothing of what is served, unless the same make serves it.
+lone_config = $(if $(MODEL)$(URL)$(filter serve,$(MAKECMDGOALS)),,$(if $(CONFIG),$(error \
+	CONFIG=$(CONFIG) is of a model: make loadtest MODEL=resnet50 CONFIG=$(CONFIG))))
 load = $(if $(CONCURRENCY),--concurrency $(CONCURRENCY)) $(if $(SENDERS),--senders $(SENDERS))
 
 ## help        this list
 help:
 	@awk '/^## /{sub(/^## /, "  make "); print}' Makefile
 	@echo "  variables: MODEL CONFIG URL SENDERS CONCURRENCY MODE OUT ARGS PYTHON (the head of the Makefile says what each is)"
-	@b="$(BOOT)"; test -z "$$b" || "$$b" -m install platform
+	$(platform)
 
 ## demo        a first believable number from a small network, without torch
 demo:
@@ -46,11 +50,13 @@ export:
 
 ## serve       start Triton on the exported models; it stays up until `make down`
 serve:
-	$(ensure) $(if $(filter-out embedded,$(MODE)),serve-elsewhere,serve)
-	$(strip $(BRIM) serve $(MODEL) $(if $(CONFIG),--config $(CONFIG)) $(if $(MODE),--mode $(MODE)) --run $(out) $(ARGS))
+	$(ensure) $(if $(URL)$(filter-out embedded,$(MODE)),serve-elsewhere,serve)
+	$(strip $(BRIM) serve $(MODEL) $(if $(CONFIG),--config $(CONFIG)) $(if $(MODE),--mode $(MODE)) \
+		$(if $(URL),--url $(URL)) --run $(out) $(ARGS))
 
 ## loadtest    measure what is served, or with URL= a Triton elsewhere
 loadtest:
+	$(lone_config)
 	$(ensure) $(if $(URL),loadtest-url,loadtest)
 	$(strip $(BRIM) loadtest $(if $(URL),$(URL) $(MODEL),$(variant)) $(load) $(out) $(ARGS))
 
@@ -71,7 +77,7 @@ doctor:
 
 ## gpu-check   figures of a GPU host; with PYTHON=python3 (that has torch) nothing is set up
 gpu-check:
-	$(if $(PYTHON),,$(ensure) gpu-check)
+	$(if $(PYTHON),$(platform),$(ensure) gpu-check)
 	$(strip $(if $(PYTHON),$(PYTHON) -m brim,$(BRIM)) gpu-check $(out) $(ARGS))
 
 ## bundle      one archive for a host without internet (HAVE=its pip freeze)

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import click
 
-from brim import __version__, layout
+from brim import __version__, disk, layout
 from brim.errors import BrimError, Interrupted, did_you_mean
 from brim.say import Say
 
@@ -93,6 +93,7 @@ def verb(help_line: str) -> Callable[[Callable[..., Any]], click.Command]:
 
     def make(function: Callable[..., Any]) -> click.Command:
         def callback(as_json: bool, quiet: bool, verbose: bool, **rest: Any) -> Any:
+            disk.refuse_file(rest["out"])
             return function(say=Say(json=as_json, quiet=quiet, verbose=verbose), **rest)
 
         parameters = list(getattr(function, "__click_params__", []))[::-1]
@@ -146,15 +147,29 @@ def _run(arguments: Sequence[str]) -> tuple[int, str]:
     except ModuleNotFoundError as missing:
         layer = f"`brim {arguments[0]}` needs the package {missing.name!r}, which is not installed here"
         return _told(f"{layer}; `make {arguments[0]}` installs what it needs", 2, "usage")
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader left; what was measured is on disk
+    except (BrokenPipeError, SystemExit):  # click turns the one into the other
+        _forget_stdout()  # the reader left; what was measured is on disk
         return 0, ""
+    except OSError as error:
+        if error.errno not in disk.NO_ROOM:
+            return _bug(error, arguments)
+        _forget_stdout()  # or what is still buffered would fail again at exit
+        where = error.filename or "standard output"
+        return _told(f"{where}: no room left ({error.strerror}); free some, or write elsewhere", 6, "resources")
     except Exception as error:  # the process boundary: a bug becomes one line and exit 70
-        if {"-v", "--verbose"} & set(arguments):
-            traceback.print_exc()
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{Path(where.filename).name}:{where.lineno}"
-        return _told(f"bug: {type(error).__name__} at {place}: {error}; run again with -v", 70, "bug")
+        return _bug(error, arguments)
+
+
+def _bug(error: Exception, arguments: Sequence[str]) -> tuple[int, str]:
+    if {"-v", "--verbose"} & set(arguments):
+        traceback.print_exc()
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(where.filename).name}:{where.lineno}"
+    return _told(f"bug: {type(error).__name__} at {place}: {error}; run again with -v", 70, "bug")
+
+
+def _forget_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _told(message: str, code: int, word: str) -> tuple[int, str]:

@@ -10,9 +10,11 @@ import dataclasses
 import enum
 import json
 import math
+import tomllib
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from brim.errors import InvalidRecord, UsageError, did_you_mean
@@ -54,7 +56,22 @@ def from_json(kind: type[T], text: str | bytes, *, where: str) -> T:
     if not isinstance(schema, int) or schema > SCHEMA:
         known = f"this Brim reads up to {SCHEMA}; use the newer Brim that wrote it"
         raise InvalidRecord(f"{where}: schema {schema}, {known}")
-    return build(kind, plain, where=where)
+    try:
+        return build(kind, plain, where=where)
+    except UsageError as error:  # nobody types these files: what is wrong with one is the record
+        raise InvalidRecord(str(error)) from error
+
+
+def read_toml(path: Path, option: str) -> dict[str, Any]:
+    """What a user's TOML file holds; UsageError names the file, what is wrong, and the option that names another."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist; name a TOML file with {option}") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}); name a TOML file with {option}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not TOML ({error}); mend that line") from error
 
 
 def build(kind: type[T], plain: Mapping[str, Any], *, where: str) -> T:

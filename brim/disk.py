@@ -21,6 +21,8 @@ from brim.errors import InvalidRecord, NoResource, NotReady
 
 T = TypeVar("T")
 
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
 
 @contextlib.contextmanager
 def told(path: Path) -> Iterator[None]:
@@ -28,19 +30,25 @@ def told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        if error.errno in NO_ROOM:
             raise NoResource(f"{path}: no room left ({error.strerror}); free some, or point --out elsewhere") from error
         raise NoResource(f"{path}: {error.strerror}; choose another folder with --out") from error
 
 
 def make_folder(path: Path) -> Path:
     """The folder, made if need be; NoResource if something else stands there."""
+    refuse_file(path)
+    with told(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def refuse_file(path: Path) -> None:
+    """NoResource if there is no folder at `path` and none can be, because a file stands there or above."""
     with told(path):
         for place in (path, *path.parents):
             if place.exists() and not place.is_dir():
                 raise NoResource(f"{place} is a file, not a folder; remove it or choose another with --out")
-        path.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def save_text(path: Path, text: str) -> Path:
@@ -122,10 +130,24 @@ def lock(path: Path, busy: str) -> Iterator[None]:
     """
     make_folder(path.parent)
     with told(path):
-        stream = path.open("a")
-    with stream:
+        handle = _open_lock(path)
+    try:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise NoResource(busy) from None
         yield
+    finally:
+        os.close(handle)
+
+
+def _open_lock(path: Path) -> int:
+    """A descriptor of a lock file that whoever came first has made, another user perhaps: reading it is enough."""
+    with contextlib.suppress(FileExistsError):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        os.fchmod(handle, 0o644)  # whatever our umask is
+        return handle
+    try:
+        return os.open(path, os.O_RDWR | os.O_NOFOLLOW)  # some file systems lock only what may be written
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)

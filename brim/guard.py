@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from brim import codec
-from brim.errors import NotReady, UsageError
+from brim.errors import NotReady, UsageError, did_you_mean
 from brim.records import TargetLimit
 
 Resolver = Callable[..., Sequence[tuple[Any, ...]]]
@@ -72,11 +71,15 @@ def read_allowed(project_file: Path | None) -> dict[str, TargetLimit]:
     """The `[targets]` allow-list of a project file: `[targets."host"]` with `max_rate_per_s`; {} without a file."""
     if project_file is None or not project_file.exists():
         return {}
-    try:
-        document = tomllib.loads(project_file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{project_file}: {error}") from error
-    tables: Mapping[str, Any] = document.get("targets", {})
+    document = codec.read_toml(project_file, "--project")
+    for key in document:
+        if key != "targets":
+            raise UsageError(f"{project_file}: unknown key {key!r}; {did_you_mean(key, ['targets'])}")
+    tables = document.get("targets", {})
+    if not isinstance(tables, dict):
+        raise UsageError(
+            f'{project_file}: targets = {tables!r} is no table; write [targets."HOST"] with max_rate_per_s'
+        )
     allowed = {}
     for host, table in tables.items():
         where = f"{project_file}: [targets.{host!r}]"

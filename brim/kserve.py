@@ -40,10 +40,6 @@ class KServe:
         about: dict[str, Any] = self._json("GET", "/v2")
         return about
 
-    def live(self) -> bool:
-        """GET /v2/health/live answers 200."""
-        return self._ask("GET", "/v2/health/live")[0] == 200
-
     def model_ready(self, model: str, version: str = "") -> bool:
         """GET /v2/models/<model>/ready answers 200."""
         return self._ask("GET", _model(model, version) + "/ready")[0] == 200

@@ -81,7 +81,3 @@ def runs(out: Path) -> Path:
 
 def run_folder(out: Path, run_id: str) -> Path:
     return runs(out) / run_id
-
-
-def reports(out: Path) -> Path:
-    return out / "reports"

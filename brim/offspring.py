@@ -1,11 +1,13 @@
-"""A child process that must not outlive its parent, however the parent ends."""
+"""Processes and signals: a child that must not outlive its parent, and blocks that no signal may cut in two."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
+from collections.abc import Iterator
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
@@ -19,3 +21,16 @@ def die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """SIGINT and SIGTERM wait until the block is done: for bookkeeping that has no good moment to stop.
+
+    Start no process inside: it would inherit the blocked signals.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

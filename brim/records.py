@@ -28,6 +28,14 @@ def _require(held: bool, message: str) -> None:
         raise InvalidRecord(message)
 
 
+#: Bytes of one element on the wire by Triton's word for its type; BYTES has none, each element carries its own length.
+ELEMENT_BYTES: Mapping[str, int] = {
+    "BOOL": 1, "INT8": 1, "UINT8": 1, "INT16": 2, "UINT16": 2, "FP16": 2, "BF16": 2,
+    "INT32": 4, "UINT32": 4, "FP32": 4, "INT64": 8, "UINT64": 8, "FP64": 8,
+}  # fmt: skip
+#: Precision -> max |difference| / max |reference output| that one engine may be away from another.
+PARITY_BOUNDS: Mapping[str, float] = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-2}
+
 # ---------------------------------------------------------------------------- models
 
 
@@ -211,7 +219,6 @@ class Target:
     instances: int
     server_name: str
     server_version: str
-    server_extensions: tuple[str, ...] = ()
     item: str = "item"
     variant: Variant | None = None
     server: Server | None = None  # if Brim started it
@@ -311,7 +318,6 @@ class Load:
     client_cpu_s: float
     ended: Literal["finished", "stopped", "crashed", "server_lost"]
     errors: Mapping[str, int] = field(default_factory=dict)  # what the server or the socket said -> how often
-    unstable: bool = False
     reasons: tuple[str, ...] = ()
 
 
@@ -429,10 +435,6 @@ class Verdict(StrEnum):
     SERVER_LOST = "server_lost"
     ABORTED = "aborted"
     POINT = "point"
-
-    @property
-    def valid(self) -> bool:
-        return self in (Verdict.SATURATED, Verdict.POINT)
 
 
 Limit = Literal["engine", "batcher", "frontend", "preprocessing", "transfer", "network", "host", "client", "unknown"]

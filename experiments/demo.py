@@ -7,44 +7,79 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from brim import layout
+import click
+
+from brim import disk, layout
 from brim.cli import verb
+from brim.errors import Interrupted
+from brim.records import Saturation, Variant
 from brim.say import Say
-from experiments.measure import ledger, targets
 from experiments.measure.cli import Answers, ending, finish, tell
-from experiments.measure.run import Request, measure
-from export.small import export_small
-from loadtest.plan import read_plan
-from serve import embedded
-from serve import ledger as servers
-from serve.variants import build, plan_variants
+from loadtest.plan import LoadPlan, read_plan
+
+_WAIT_S = 120.0
 
 
 @verb("A first number from a small network, without torch: served, loaded for one window by each generator.")
-def demo(say: Say, out: Path) -> int:
+@click.option("--loads", type=click.Path(path_type=Path), help="Your own loads.toml.")
+def demo(say: Say, out: Path, loads: Path | None) -> int:
+    # The measuring modules take seconds to import; --help and a wrong option need none of them.
+    from experiments.measure.run import exclusive
+    from serve import embedded
+
+    plan = read_plan(loads)
     out = out / "demo"
+    busy = f"another brim demo is at work in {out}; wait for it"
+    with exclusive(), disk.lock(layout.servers(out) / "serve.lock", busy):
+        _clean_up(say, out)
+        (variant,) = _variants(out)
+        repository = layout.model_repository()
+        with embedded.for_a_while([variant.name], out=out, repository=repository, say=say, wait_s=_WAIT_S):
+            answer, interrupted = _measure(say, out, variant, plan)
+    if interrupted is None:
+        say.answer("  next: `make export serve loadtest` measures ResNet-50 and EfficientNet-B3 to saturation")
+    say.document(Answers(batch_id=answer.batch_id, results=(answer,), failures={}))
+    return finish([ending(answer) if interrupted is None else (interrupted.exit_code, interrupted.word)])
+
+
+def _clean_up(say: Say, out: Path) -> None:
+    """What a demo that was killed left behind."""
+    from experiments.measure import ledger
+    from serve import ledger as servers
+
+    for server_id in servers.sweep(out, layout.model_repository()):
+        say.progress(f"{server_id} had ended without being stopped: cleaned up after it")
+    for run in ledger.recover(out)[0]:
+        say.warn(f"run {run} was cut off by a kill; closed it, what was measured is kept")
+
+
+def _variants(out: Path) -> list[Variant]:
+    """The small network, exported and written as a variant that can be served."""
+    from export.small import export_small
+    from serve import embedded, ledger
+    from serve.variants import build, plan_variants
+
     repository = layout.model_repository()
-    card = export_small(out)
-    variants = plan_variants([card.name], [], out=out, configs_file=None, mode="embedded")
+    variants = list(plan_variants([export_small(out).name], [], out=out, configs_file=None, mode="embedded"))
+    embedded.require_shared_memory(variants)
     for variant in variants:
-        build(variant, out=out, repository=repository, viewed=servers.viewed(repository))
-    names = [variant.name for variant in variants]
-    server = embedded.start(names, out=out, repository=repository, say=say)
-    try:
-        (wanted,) = targets.wanted(names, "", out)
-        target = targets.describe(wanted, {}, {})
-        plan = read_plan(None)
-        request = Request(
-            plan=plan, batch_id=ledger.new_batch_id(), allowed={}, concurrency=target.full, senders=1,
-            items_per_request=plan.items_per_request, input_data=None, cross_check=True, figure_loads=1,
-        )  # fmt: skip
-        answer = measure(target, request, out=out, say=say)
-    finally:
-        servers.stop(server, out)
+        build(variant, out=out, repository=repository, viewed=ledger.viewed(repository))
+    return variants
+
+
+def _measure(say: Say, out: Path, variant: Variant, plan: LoadPlan) -> tuple[Saturation, Interrupted | None]:
+    from experiments.measure import ledger, targets
+    from experiments.measure.run import Request, measure
+
+    (wanted,) = targets.wanted([variant.name], "", out)
+    target = targets.describe(wanted, {}, {})
+    request = Request(
+        plan=plan, batch_id=ledger.new_batch_id(), allowed={}, concurrency=target.full, senders=1,
+        items_per_request=plan.items_per_request, input_data=None, cross_check=True, figure_rounds=1,
+    )  # fmt: skip
+    answer, interrupted = measure(target, request, out=out, say=say)
     tell(say, answer, target, out)
-    say.answer("  next: `make export serve loadtest` measures ResNet-50 and EfficientNet-B3 to saturation")
-    say.document(Answers(batch_id=request.batch_id, results=(answer,), failures={}))
-    return finish([ending(answer)])
+    return answer, interrupted
 
 
 command = demo

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from brim import disk
-from brim.records import ModelCard, Parity
+from brim.records import PARITY_BOUNDS, ModelCard, Parity
 from brim.say import Say
 from engines.engine import open_engine
 from engines.torch_module import TorchModuleEngine
@@ -84,7 +84,7 @@ def measure_parity(module: Any, path: Path, recipe: Recipe, *, check_spread: boo
         wanted,
         parity.many(engine, parity.TOP1_INPUTS, seed=recipe.seed),
         parity.answers(engine, parity.BATCHES, seed=recipe.seed),
-        bound=parity.BOUNDS[PRECISION],
+        bound=PARITY_BOUNDS[PRECISION],
     )
     engine.close()
     parity.require(found, recipe.name)

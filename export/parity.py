@@ -16,8 +16,6 @@ BATCHES = (1, 2, 5)
 TOP1_INPUTS = 64
 #: Images that run at once in the top-1 comparison: few, so that activations stay in the cache.
 CHUNK = 4
-#: max |difference| / max |reference output| that each precision may reach.
-BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-2}
 #: Below this spread over inputs, relative to the largest output, outputs cannot show a wrong row.
 LEAST_SPREAD = 1e-3
 

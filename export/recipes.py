@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,14 +81,7 @@ class Weights:
 
 def read_models(path: Path) -> dict[str, Recipe]:
     """Every recipe in a models.toml, by name; a UsageError names file, table and key."""
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UsageError(f"{path} does not exist; name a TOML file with --models") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read ({error}); name a TOML file with --models") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path}: not TOML ({error}); correct that line") from error
+    tables = codec.read_toml(path, "--models")
     if not tables:
         raise UsageError(f"{path} names no model; add a table such as [resnet50] with source and size")
     return {name: _recipe(path, name, table) for name, table in tables.items()}

@@ -6,7 +6,6 @@ Reads: install/tools.toml, the package index or a folder of wheels. Writes: .too
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -18,12 +17,11 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from brim import layout
+from brim import disk, layout, tools
 from install.errors import DigestMismatch, SetupError
 from install.platform_check import PythonFacts
 
 TOOLS = layout.CHECKOUT / "install" / "tools.toml"
-SCHEMA = 1
 
 # perf_analyzer asks for these by their plain names; the server's wheel has them under mangled ones.
 _LINKS = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
@@ -39,29 +37,15 @@ class Wheel:
     sha256: str
 
 
-def wheels(tools: Path = TOOLS) -> list[Wheel]:
-    table = tomllib.loads(tools.read_text("utf-8"))
-    return [Wheel(part=part, **fields) for part, fields in table.items()]
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_manifest() -> dict[str, object]:
-    try:
-        found = json.loads(layout.tools_manifest().read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) and found.get("schema") == SCHEMA else {}
+def wheels(table: Path = TOOLS) -> list[Wheel]:
+    return [Wheel(part=part, **fields) for part, fields in tomllib.loads(table.read_text("utf-8")).items()]
 
 
 def write_manifest(manifest: dict[str, object]) -> None:
     path = layout.tools_manifest()
     path.parent.mkdir(exist_ok=True)
     new = path.with_suffix(".new")
-    new.write_text(json.dumps({"schema": SCHEMA, **manifest}, indent=2, sort_keys=True) + "\n", "utf-8")
+    new.write_text(json.dumps({"schema": tools.SCHEMA, **manifest}, indent=2, sort_keys=True) + "\n", "utf-8")
     os.replace(new, path)
 
 
@@ -86,7 +70,7 @@ def _wanted(python: PythonFacts) -> dict[str, object]:
 
 def present(python: PythonFacts) -> bool:
     """Whether these very wheels were taken apart for this very Python."""
-    found = read_manifest()
+    found = tools.read_manifest()
     there = layout.tritonserver().exists() and layout.perf_analyzer().exists()
     return there and all(found.get(key) == value for key, value in _wanted(python).items())
 
@@ -103,17 +87,7 @@ def place(python: PythonFacts) -> None:
         for name in ("triton", "perf_analyzer"):
             _put(new / name, layout.tools() / name)
     verify()
-    write_manifest({**wanted, "binaries": {name: sha256(path) for name, path in _programs().items()}})
-
-
-def _programs() -> dict[str, Path]:
-    backend = layout.triton_backends() / "python"
-    return {
-        "tritonserver": layout.tritonserver(),
-        "libtriton_python.so": backend / "libtriton_python.so",
-        "triton_python_backend_stub": backend / "triton_python_backend_stub",
-        "perf_analyzer": layout.perf_analyzer(),
-    }
+    write_manifest({**wanted, "binaries": {name: disk.sha256(path) for name, path in tools.programs().items()}})
 
 
 def fetch(wheel: Wheel, into: Path) -> Path:
@@ -134,7 +108,7 @@ def fetch(wheel: Wheel, into: Path) -> Path:
 
 def check(path: Path, expected: str) -> None:
     """Refuse a file that is not the one named."""
-    found = sha256(path)
+    found = disk.sha256(path)
     if found != expected:
         raise DigestMismatch(
             f"{path.name}: sha256 is {found}, must be {expected}: not used; remove it and fetch it again"
@@ -186,24 +160,6 @@ def _put(new: Path, place: Path) -> None:
 
 def verify() -> None:
     """Really start both programs; a library that is missing shows here and not in the middle of a run."""
-    for program, word, libraries, says in (
-        (layout.tritonserver(), "--help", layout.triton_libraries(), "--model-repository"),
-        (layout.perf_analyzer(), "--version", layout.perf_analyzer_libraries(), "Perf Analyzer Version"),
-    ):
-        if (reason := _refuses(program, word, libraries, says)) is not None:
-            raise SetupError(f"{program.name} does not run here: {reason}")
-
-
-def _refuses(program: Path, word: str, libraries: Path, says: str) -> str | None:
-    env = {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
-    try:
-        done = subprocess.run(
-            [str(program), word], env=env, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
-        )
-    except (OSError, subprocess.TimeoutExpired) as problem:
-        return str(problem)
-    said = done.stdout + done.stderr
-    if says in said:  # neither program promises its exit code for these words
-        return None
-    lines = said.strip().splitlines()
-    return lines[-1] if lines else f"exit code {done.returncode}, no output"
+    for name, reason in (("tritonserver", tools.server_refuses()), ("perf_analyzer", tools.perf_analyzer_refuses())):
+        if reason is not None:
+            raise SetupError(f"{name} does not run here: {reason}")

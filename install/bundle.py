@@ -14,7 +14,7 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-from brim import layout
+from brim import disk, layout
 from install import binaries, pythons
 from install.errors import SetupError
 from install.layers import TARGETS, Needs, resolved
@@ -51,7 +51,7 @@ def bundle(
     needs = TARGETS[target]
     there = frozen(have.read_text("utf-8")) if have is not None else {}
     version = str(_project()["version"])
-    out.mkdir(parents=True, exist_ok=True)
+    disk.make_folder(out)
     archive = out / f"brim-{version}-py{python.replace('.', '')}-{device}.tar"
     with tempfile.TemporaryDirectory(dir=out, prefix=".bundle-") as scratch:
         stage = Path(scratch) / archive.stem
@@ -157,7 +157,7 @@ def _scripts(stage: Path, python: str) -> None:
 
 def _manifest(stage: Path, says: dict[str, object]) -> None:
     files = sorted(path for path in stage.rglob("*") if path.is_file())
-    digests = {str(path.relative_to(stage)): binaries.sha256(path) for path in files}
+    digests = {str(path.relative_to(stage)): disk.sha256(path) for path in files}
     text = json.dumps({"schema": SCHEMA, **says, "files": digests}, indent=2) + "\n"
     (stage / "manifest.json").write_text(text, "utf-8")
 

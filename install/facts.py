@@ -5,10 +5,10 @@ Reads: the operating system. Writes: nothing. Parses on Python 3.8, because it r
 
 from __future__ import annotations
 
-import ctypes
 import platform
-import re
 from dataclasses import dataclass
+
+from brim import machine
 
 
 @dataclass(frozen=True)
@@ -25,24 +25,6 @@ def gather() -> Facts:
     return Facts(
         system=platform.system(),
         machine=platform.machine(),
-        glibc=_glibc(),
-        nvidia_driver=nvidia_driver_answers(),
+        glibc=machine.glibc(),
+        nvidia_driver=machine.nvidia_driver_answers(),
     )
-
-
-def _glibc() -> tuple[int, int] | None:
-    try:
-        version = ctypes.CDLL(None).gnu_get_libc_version
-    except (AttributeError, OSError, TypeError):
-        return None
-    version.restype = ctypes.c_char_p
-    found = re.match(r"(\d+)\.(\d+)", version().decode("ascii"))
-    return (int(found.group(1)), int(found.group(2))) if found else None
-
-
-def nvidia_driver_answers() -> bool:
-    """Whether the CUDA driver initialises, which a library lying about without a device does not."""
-    try:
-        return bool(ctypes.CDLL("libcuda.so.1").cuInit(0) == 0)
-    except (AttributeError, OSError):
-        return False

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from brim.machine import EMBEDDED_PYTHONS, MIN_GLIBC
 from install.facts import Facts
 from install.layers import Needs
 
-MIN_GLIBC = (2, 35)  # what the wheels that carry tritonserver and perf_analyzer were built for
 PYTHONS = ((3, 11), (3, 12), (3, 13))
-EMBEDDED_PYTHONS = ((3, 11), (3, 12))  # numpy 1.26, which the server's stub needs, has no wheels beyond
 
 #: What works on any machine with a fit Python; the rest needs the binaries' platform.
 ANYWHERE = ("load", "analysis", "lock")
@@ -56,7 +55,7 @@ class PythonFacts:
 
     @property
     def embeds(self) -> bool:
-        return self.fit and self.minor in EMBEDDED_PYTHONS and self.libpython is not None
+        return self.fit and self.dotted_minor in EMBEDDED_PYTHONS and self.libpython is not None
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def choose(found: list[PythonFacts]) -> Choice:
     whole = next((python for python in found if python.embeds), None)
     if whole is not None:
         return Choice(whole, None)
-    without_libpython = next((p for p in found if p.fit and p.minor in EMBEDDED_PYTHONS), None)
+    without_libpython = next((p for p in found if p.fit and p.dotted_minor in EMBEDDED_PYTHONS), None)
     if without_libpython is not None:
         name = f"lib{without_libpython.name}"
         return Choice(

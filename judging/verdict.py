@@ -20,6 +20,7 @@ class Facts:
     server_lost: bool = False
     not_ok_share: float = 0.0  # of the requests that the server had its chance to answer
     further_sender_gain: float | None = None  # of the last one-more-sender experiment; None = none was made
+    throttled: bool = False  # the rate that the user allows was reached
     unstable: bool = False
     single_point: bool = False  # one concurrency was asked for
     doubling_gain: float | None = None  # of the last doubling of the load; None = there was none
@@ -33,7 +34,7 @@ def verdict(facts: Facts) -> Verdict:
         return Verdict.SERVER_LOST
     if facts.not_ok_share > FAILING:
         return Verdict.FAILING
-    if facts.further_sender_gain is not None and facts.further_sender_gain > PLATEAU:
+    if facts.throttled or (facts.further_sender_gain is not None and facts.further_sender_gain > PLATEAU):
         return Verdict.CLIENT_LIMITED
     if facts.unstable:
         return Verdict.UNSTABLE
@@ -50,7 +51,9 @@ def because(facts: Facts) -> str:
         Verdict.ABORTED: "a signal ended it",
         Verdict.SERVER_LOST: "the server went away or restarted",
         Verdict.FAILING: f"{facts.not_ok_share:.1%} of the requests were not ok (more than {FAILING:.0%})",
-        Verdict.CLIENT_LIMITED: f"a further sender still gained {facts.further_sender_gain or 0.0:+.1%}",
+        Verdict.CLIENT_LIMITED: "the rate that you allow to this host was reached"
+        if facts.throttled
+        else f"a further sender still gained {facts.further_sender_gain or 0.0:+.1%}",
         Verdict.UNSTABLE: "the rate reached no steady state",
         Verdict.POINT: "one load point was asked for: no plateau is claimed",
         Verdict.STILL_RISING: _rising(facts.doubling_gain),

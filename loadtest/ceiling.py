@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ def run_engine(spec: Mapping[str, Any], folder: Path, *, python: Path, limit_s: 
     """Run `python -m engines.run` on `spec` (its docstring is the contract): its JSON, or NotReady with its words."""
     spec_file = disk.save_text(folder / "spec.json", json.dumps({**spec, "result": str(folder / "result.json")}))
     environment = {**os.environ, "PYTHONPATH": str(layout.CHECKOUT)}
-    command = [str(python), "-m", "engines.run", str(spec_file)]
+    supervise = Path(__file__).with_name("supervise.py")  # it must not outlive us
+    command = [sys.executable, "-I", "-S", str(supervise), str(os.getpid()), "", str(python), "-m", "engines.run"]
+    command.append(str(spec_file))
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit_s, check=False)
     except OSError as error:

@@ -6,12 +6,12 @@ The parent never imports a load generator.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypedDict
 
-from brim.records import LoadPoint, TargetLimit
+from brim.records import LoadPoint, Status, TargetLimit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +63,29 @@ class LoadResult:
     samples: tuple[Sample, ...] = ()
     reason: str = ""  # why it ended crashed or server_lost, in one line
     no_room: bool = False  # the disk was full (exit code 6)
+
+
+class Counts(TypedDict):
+    """The fields of a LoadResult that say how its requests ended."""
+
+    sent: int
+    ok: int
+    rejected: int
+    timed_out: int
+    failed: int
+    cancelled: int
+
+
+def counts_of(ended: Sequence[int]) -> Counts:
+    """Requests by Status as a LoadResult names them; nothing is in flight any more, so what ended is what was sent."""
+    return Counts(
+        sent=sum(ended),
+        ok=ended[Status.OK],
+        rejected=ended[Status.REJECTED],
+        timed_out=ended[Status.TIMED_OUT],
+        failed=ended[Status.FAILED],
+        cancelled=ended[Status.CANCELLED],
+    )
 
 
 class RunningLoad(Protocol):

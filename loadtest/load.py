@@ -74,19 +74,28 @@ def run_load(
         lost = _watch(running, plan, reader, reads, spec.seconds, enough, progress, pause)
     except Interrupted as stopped:
         interrupted = stopped
-    finally:
-        if interrupted is not None or not driver.ends_itself or lost:
-            running.stop()
-        result = running.finish()
+    result, stopped_late = _end(running, stop=interrupted is not None or not driver.ends_itself or lost)
     if not lost:
         _last_read(reader, reads)
     for read in reads:
         disk.append(folder / "reads.jsonl", read)
     load = _load(result, spec, driver, index, purpose, lost)
     return Loaded(
-        load=load, reads=tuple(reads), samples=result.samples, folder=folder, interrupted=interrupted,
-        no_room=result.no_room,
+        load=load, reads=tuple(reads), samples=result.samples, folder=folder,
+        interrupted=interrupted or stopped_late, no_room=result.no_room,
     )  # fmt: skip
+
+
+def _end(running: RunningLoad, *, stop: bool) -> tuple[LoadResult, Interrupted | None]:
+    """Its result, whatever comes; a first signal meanwhile stops it, and a second one ends this process."""
+    interrupted: Interrupted | None = None
+    while True:
+        try:
+            if stop or interrupted is not None:
+                running.stop()
+            return running.finish(), interrupted
+        except Interrupted as signalled:
+            interrupted = signalled
 
 
 def _watch(

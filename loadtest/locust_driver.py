@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Literal
 
 from brim import disk, layout
-from brim.errors import BrimError, NoResource, NotReady, UsageError
+from brim.errors import BrimError, Lost, NoResource, NotReady, UsageError
 from brim.records import Status
 from judging.rows import decode
-from loadtest.driver import LoadResult, LoadSpec, RunningLoad
+from loadtest.driver import LoadResult, LoadSpec, RunningLoad, counts_of
 from loadtest.senders.answers import clean
 from loadtest.senders.tally import result_file, row_file
 
@@ -139,12 +139,7 @@ def recovered(file: Path, worker: int, *, start_ns: int, end_ns: int, reason: st
         workers=(worker,),
         start_ns=start_ns,
         end_ns=end_ns,
-        sent=sum(counts),
-        ok=counts[Status.OK],
-        rejected=counts[Status.REJECTED],
-        timed_out=counts[Status.TIMED_OUT],
-        failed=counts[Status.FAILED],
-        cancelled=counts[Status.CANCELLED],
+        **counts_of(counts),
         items_ok=items,
         client_cpu_s=0.0,
         ended="crashed",
@@ -221,7 +216,8 @@ def _await_ready(child: subprocess.Popen[str]) -> None:
         told = json.loads(line)
         code, message = int(told["exit_code"]), str(told["message"])
     except (ValueError, TypeError, KeyError):
-        raise NotReady("a sender ended before it was ready; sender-*.log in the load's folder says why") from None
+        gone = "ended" if child.poll() is not None or line else f"was not ready within {READY_WITHIN_S:.0f} s"
+        raise Lost(f"a sender {gone} before it sent anything; sender-*.log in the load's folder says why") from None
     kinds: dict[int, type[BrimError]] = {k.exit_code: k for k in (UsageError, NotReady, NoResource)}
     raise kinds.get(code, BrimError)(message)
 

@@ -25,7 +25,7 @@ from brim.kserve import KServe
 from brim.records import Status
 from loadtest import perf_analyzer_command as command
 from loadtest import perf_analyzer_output as output
-from loadtest.driver import LoadResult, LoadSpec
+from loadtest.driver import LoadResult, LoadSpec, counts_of
 from loadtest.senders.tally import RowFile, Texts, row_file
 
 #: It reads its input data (at most 340 MB of JSON, 2 to 3 s) and asks for the model's metadata before it sends.
@@ -170,7 +170,7 @@ class RunningPerfAnalyzer:
         """Until perf_analyzer has ended; every way out reaps it and leaves a result."""
         try:
             self._follow()
-        except BrimError as error:  # a full disk: end the load, tell why
+        except (BrimError, OSError) as error:  # a full disk, say: end the load, tell why
             self._broken, self._no_room = str(error), isinstance(error, NoResource)
             self._kill("could not be followed")
         exit_code, cpu_s = self._reap()
@@ -243,12 +243,7 @@ class RunningPerfAnalyzer:
             workers=(self._spec.first_worker,),
             start_ns=self._trace.first_sent_ns or self._start_ns,
             end_ns=end_ns,
-            sent=sum(counts),
-            ok=counts[Status.OK],
-            rejected=counts[Status.REJECTED],
-            timed_out=counts[Status.TIMED_OUT],
-            failed=counts[Status.FAILED],
-            cancelled=counts[Status.CANCELLED],
+            **counts_of(counts),
             items_ok=counts[Status.OK] * self._spec.point.items_per_request,
             client_cpu_s=cpu_s + self._reader_cpu_s,
             ended=ended,

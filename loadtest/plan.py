@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 from brim import codec
-from brim.errors import InvalidRecord, UsageError
+from brim.errors import InvalidRecord
 
+SHIPPED = Path(__file__).with_name("loads.toml")
 #: MSER-5 wants this many bins of at least BIN_SECONDS (docs/architecture.md, constants).
 BINS = 100
 BIN_SECONDS = 0.1
@@ -42,6 +42,11 @@ class LoadPlan:
                 f"window_limit_seconds {self.window_limit_seconds} is shorter than window_seconds {self.window_seconds}"
             )
 
+    @property
+    def longest_drain_s(self) -> float:
+        """How long the last requests may go on: at least their own deadline, else one load's end in the next."""
+        return max(self.drain_seconds, self.request_timeout_seconds)
+
     def window_for(self, batch_period_s: float) -> float:
         """Seconds of one window of a server that ends a batch every `batch_period_s`."""
         return min(max(self.window_seconds, self.window_batches * batch_period_s), self.window_limit_seconds)
@@ -54,16 +59,7 @@ class LoadPlan:
 
 def read_plan(file: Path | None) -> LoadPlan:
     """The shipped plan with the user's `file` laid over it; UsageError names file and key."""
-    shipped = _table(Path(__file__).with_name("loads.toml"))
+    shipped = codec.read_toml(SHIPPED, "--loads")
     if file is None:
         return codec.build(LoadPlan, shipped, where="loads.toml")
-    return codec.build(LoadPlan, {**shipped, **_table(file)}, where=str(file))
-
-
-def _table(file: Path) -> dict[str, object]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}; name a file with --loads") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file}: {error}") from error
+    return codec.build(LoadPlan, {**shipped, **codec.read_toml(file, "--loads")}, where=str(file))

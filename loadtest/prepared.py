@@ -9,13 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from brim import disk
-from brim.records import Tensor
-
-#: Bytes of one element on the wire; BYTES has none, each of its elements carries its own length.
-ELEMENT_BYTES = {
-    "BOOL": 1, "INT8": 1, "UINT8": 1, "INT16": 2, "UINT16": 2, "FP16": 2, "BF16": 2,
-    "INT32": 4, "UINT32": 4, "FP32": 4, "INT64": 8, "UINT64": 8, "FP64": 8,
-}  # fmt: skip
+from brim.records import ELEMENT_BYTES, Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

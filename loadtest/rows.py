@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from brim import codec, disk
-from brim.errors import InvalidRecord
+from brim.errors import InvalidRecord, NoResource
 from brim.records import ROW_HEADER
 from judging.rows import ROW_DTYPE, Anchor, decode
 
@@ -96,6 +96,8 @@ def _save(target: Path, rows: np.ndarray, anchors: dict[str, Anchor]) -> None:
             text = json.dumps({worker: codec.to_plain(a) for worker, a in anchors.items()})
             frame.write_parquet(temporary, compression="zstd", metadata={"anchors": text})
             os.replace(temporary, target)
+        except pl.exceptions.PolarsError as error:  # how polars tells of a full disk
+            raise NoResource(f"{target}: {error}; free some room, or point --out elsewhere") from error
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)

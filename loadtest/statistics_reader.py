@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import psutil
@@ -16,9 +17,14 @@ INTERVAL_S = 1.0
 
 
 class StatisticsReader:
-    """One target's reads; `server_pid` is None where the server is not on this machine."""
+    """One target's reads; `server_pid` is None where the server is not on this machine.
+
+    The machine is the sender's: the cores that this process may use, and those that the server is pinned to.
+    """
 
     def __init__(self, server: KServe, target: Target, server_pid: int | None) -> None:
+        own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+        self._cores = frozenset(own) | frozenset(target.server.cpus if target.server else ())
         self._server, self._target = server, target
         self._server_cpu = ProcessorTime(() if server_pid is None else (server_pid,))
         self._local = server_pid is not None
@@ -33,16 +39,15 @@ class StatisticsReader:
         before_ns = time.monotonic_ns()
         entry = self._server.statistics(self._target.model, self._target.version)
         after_ns = time.monotonic_ns()
-        machine = psutil.cpu_times()
-        total_s = sum(machine) - machine.guest - machine.guest_nice  # guest time is inside user time already
+        busy_s, total_s = machine_seconds(self._cores)
         return StatsRead(
             before_ns=before_ns,
             after_ns=after_ns,
             **counters(entry),
             client_cpu_s=self._client_cpu.spent_s(),
             server_cpu_s=self._server_cpu.spent_s() if self._local else None,
-            machine_busy_s=total_s - machine.idle - machine.iowait if self._local else None,
-            machine_total_s=total_s if self._local else None,
+            machine_busy_s=busy_s,
+            machine_total_s=total_s,
         )
 
 
@@ -64,6 +69,19 @@ class ProcessorTime:
             except psutil.Error:
                 continue
         return sum(self._spent.values())
+
+
+def machine_seconds(cores: Collection[int]) -> tuple[float, float]:
+    """Busy and total seconds of these cores since boot."""
+    busy_s = total_s = 0.0
+    for core, times in enumerate(psutil.cpu_times(percpu=True)):
+        if core in cores:
+            seconds = times._asdict()
+            # What a guest uses is inside user time already; iowait is idle time.
+            core_s = sum(s for part, s in seconds.items() if part not in ("guest", "guest_nice"))
+            total_s += core_s
+            busy_s += core_s - seconds["idle"] - seconds.get("iowait", 0.0)
+    return busy_s, total_s
 
 
 def counters(entry: Mapping[str, Any]) -> dict[str, Any]:

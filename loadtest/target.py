@@ -52,7 +52,6 @@ def describe(
         instances=instances(config),
         server_name=str(about.get("name", "")),
         server_version=str(about.get("version", "")),
-        server_extensions=tuple(str(e) for e in about.get("extensions", [])),
         item=variant.model.item if variant else item_word(inputs),
         variant=variant,
         server=server,

@@ -9,13 +9,11 @@ from collections.abc import Collection, Sequence
 from math import prod
 from urllib.parse import urlsplit
 
-from brim.records import Server, Tensor, Variant
+from brim.records import ELEMENT_BYTES, Server, Tensor, Variant
 from serve.ports import Ports
 from serve.readiness import VariantState
 
-_BYTES = {"BOOL": 1, "INT8": 1, "UINT8": 1, "INT16": 2, "UINT16": 2, "FP16": 2, "BF16": 2}
-_BYTES |= {"INT32": 4, "UINT32": 4, "FP32": 4}
-_WIDEST_BYTES = 8  # INT64, UINT64, FP64; strings have no size of their own
+_BYTES_OF_STRINGS = 8  # which have no size of their own
 #: What a stub takes for itself before any tensor: Triton's default region.
 _STUB_BYTES = 1 << 20
 
@@ -77,4 +75,4 @@ def _item_bytes(variant: Variant) -> int:
 
 
 def _tensor_bytes(tensor: Tensor) -> int:
-    return prod(max(1, extent) for extent in tensor.shape) * _BYTES.get(tensor.dtype, _WIDEST_BYTES)
+    return prod(max(1, extent) for extent in tensor.shape) * ELEMENT_BYTES.get(tensor.dtype, _BYTES_OF_STRINGS)

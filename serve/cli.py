@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from brim import disk, guard, layout
+from brim import disk, guard, layout, machine
 from brim.cli import Outcome, verb
 from brim.errors import BrimError, NoResource, NotReady, UsageError, worst_exit
 from brim.kserve import KServe
@@ -186,7 +186,7 @@ def build_all(variants: Sequence[Variant], request: Request, viewed: Collection[
     """Write each variant's folder; one that cannot be written does not keep the others from being served."""
     from serve.variants import build
 
-    gpu = host.nvidia_driver_answers()
+    gpu = machine.nvidia_driver_answers()
     good, failed = [], {}
     for variant in variants:
         try:
@@ -252,7 +252,7 @@ def _docker_command(request: Request, names: Sequence[str], server_id: str) -> t
         names,
         request.image,
         ports,
-        host.nvidia_driver_answers(),
+        machine.nvidia_driver_answers(),
         server_id=server_id,
         repository=request.repository.absolute(),
         user=container.this_user(),

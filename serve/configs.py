@@ -6,7 +6,6 @@ Reads strict TOML (a table for each config, the first is the default); writes no
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -29,12 +28,7 @@ NATIVE_BACKENDS = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt_plan"}
 def read_configs(file: Path | None) -> dict[str, ServingConfig]:
     """Every config of `file` (None = Brim's own), in its order; UsageError says what is wrong and where."""
     path = file or DEFAULT_FILE
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; name a TOML file that holds configs") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not TOML ({error}); mend that line") from error
+    document = codec.read_toml(path, "--configs")
     if not document:
         raise UsageError(f"{path} holds no config; write at least one table, e.g. [b4] with max_batch = 4")
     return {name: _config(name, table, path) for name, table in document.items()}

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from serve.prerequisites import EMBEDDED_PYTHONS, StubFacts, ToolFacts, missing_tools, unfit_stub
+from brim.machine import EMBEDDED_PYTHONS, MIN_GLIBC
+from serve.prerequisites import StubFacts, ToolFacts, missing_tools, unfit_stub
 
-MIN_GLIBC = (2, 35)  # what the wheels that carry tritonserver and perf_analyzer were built for
 #: A default set of three variants needs about 50 MiB; docker's own default of 64 MB is known to be too little.
 MIN_SHM_BYTES = 128 << 20
 #: The server, three image models and their generators stay below 3 GiB on a CPU.

@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from brim import disk, layout
-from brim.errors import NotReady
-from brim.records import Server
+from brim.errors import NoResource, NotReady
+from brim.records import Server, Variant
 from brim.say import Say
-from serve import ledger, prerequisites, readiness
+from serve import choice, host, ledger, prerequisites, readiness
 from serve.ports import LOOPBACK, PickedPorts, Ports, pick
 
 #: Another process can take a port between our look and the server's bind.
@@ -64,30 +64,66 @@ def start(
 
     NotReady if it ends, does not get there in `wait_s`, or no variant is ready; then nothing of it is left running.
     """
+    with _up(
+        variants, out=out, repository=repository, say=say, ports=ports or Ports(), cpus=cpus, wait_s=wait_s
+    ) as server:
+        return server
+
+
+@contextlib.contextmanager
+def for_a_while(variants: Sequence[str], *, out: Path, repository: Path, say: Say, wait_s: float) -> Iterator[Server]:
+    """A server for the length of the block: stopped in order at its end, at once if this process is killed."""
+    with _up(variants, out=out, repository=repository, say=say, ports=Ports(), cpus=(), wait_s=wait_s) as server:
+        try:
+            yield server
+        finally:
+            ledger.stop(server, out)
+
+
+@contextlib.contextmanager
+def _up(
+    variants: Sequence[str], *, out: Path, repository: Path, say: Say, ports: Ports, cpus: Sequence[int], wait_s: float
+) -> Iterator[Server]:
+    """The server once it is ready, which ends with us as long as the block runs."""
     stub = prerequisites.check()
     for attempt in range(1, _ATTEMPTS + 1):
-        picked = pick(ports or Ports())
+        picked = pick(ports)
         server_id = ledger.new_id()
         folder = view_folder(out, server_id, repository, variants)
         command = argv(layout.tritonserver(), folder / "repository", layout.triton_backends(), picked, server_id)
         environment = prerequisites.environment(stub, folder, os.environ)
-        try:
-            return _start_once(
-                command,
-                environment,
-                picked,
-                variants,
-                out=out,
-                repository=repository,
-                say=say,
-                cpus=cpus,
-                wait_s=wait_s,
-            )
-        except NotReady:
-            if attempt == _ATTEMPTS or not readiness.port_was_taken(readiness.tail(folder / "log")):
-                raise
-            say.detail(f"a port of {server_id} was taken meanwhile; once more")
-    raise AssertionError("unreachable: the last attempt returns or raises")
+        with contextlib.ExitStack() as held:
+            try:
+                server = held.enter_context(
+                    _started(
+                        command,
+                        environment,
+                        picked,
+                        variants,
+                        out=out,
+                        repository=repository,
+                        say=say,
+                        cpus=cpus,
+                        wait_s=wait_s,
+                    )
+                )
+            except NotReady:
+                if attempt == _ATTEMPTS or not readiness.port_was_taken(readiness.tail(folder / "log")):
+                    raise
+                say.detail(f"a port of {server_id} was taken meanwhile; once more")
+                continue
+            yield server
+            return
+
+
+def require_shared_memory(variants: Sequence[Variant]) -> None:
+    """NoResource unless /dev/shm has room for what the stubs of these variants will take of it."""
+    need, free = choice.shared_memory_bytes(variants), host.free_bytes(ledger.SHM)
+    if need > free:
+        raise NoResource(
+            f"{ledger.SHM} has {free / 2**20:.0f} MiB left, these variants need {need / 2**20:.0f}; serve fewer, use a "
+            "smaller max_batch, or make it larger (docker: --shm-size)"
+        )
 
 
 def view_folder(out: Path, server_id: str, repository: Path, variants: Sequence[str]) -> Path:
@@ -103,7 +139,8 @@ def view_folder(out: Path, server_id: str, repository: Path, variants: Sequence[
     return folder
 
 
-def _start_once(
+@contextlib.contextmanager
+def _started(
     command: Sequence[str],
     environment: dict[str, str],
     ports: PickedPorts,
@@ -114,7 +151,7 @@ def _start_once(
     say: Say,
     cpus: Sequence[int],
     wait_s: float,
-) -> Server:
+) -> Iterator[Server]:
     folder = Path(environment["BRIM_SERVER_FOLDER"])
     log = folder / "log"
     note = ledger.note_file(repository, folder.name)
@@ -147,7 +184,7 @@ def _start_once(
         readiness.require_one_ready(answer.states, log)
         server = replace(server, version=answer.version)
         ledger.make_current(server, out)
-    return server
+        yield server
 
 
 def _spawn(command: Sequence[str], environment: dict[str, str], log: Path, cpus: Sequence[int]) -> int:

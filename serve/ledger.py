@@ -87,8 +87,7 @@ def answered_by(server: Server, allowed: Mapping[str, TargetLimit] | None = None
 
 def is_ours(server: Server) -> bool:
     """Whether who answers at the URL is this very server; a remote one has nothing to be held against."""
-    name = answered_by(server)
-    return name is not None and server.mode != "remote" and name == server.id
+    return server.mode != "remote" and answered_by(server) == server.id
 
 
 # ---------------------------------------------------------------------------- what is known

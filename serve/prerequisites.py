@@ -14,11 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from brim import layout
+from brim import layout, tools
 from brim.errors import NoResource, NotReady
-
-#: numpy 1.26, which the server's python stub needs, has no wheels for later ones.
-EMBEDDED_PYTHONS = ("3.11", "3.12")
+from brim.machine import EMBEDDED_PYTHONS
 
 # Runs in the stub's Python. A libpython counts only if it reports the interpreter's own version: beside a self-built
 # 3.11.7 without one, the loader finds the distribution's 3.11.2, and the stub would silently run on that.
@@ -153,17 +151,8 @@ def probe_stub(python: Path) -> StubFacts:
     )
 
 
-def read_manifest() -> dict[str, object]:
-    """What set-up wrote down of the tools; {} if it has not run."""
-    try:
-        found = json.loads(layout.tools_manifest().read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _libpython_of_setup() -> list[str]:
-    python = read_manifest().get("python")
+    python = tools.read_manifest().get("python")
     folder = python.get("libdir") if isinstance(python, dict) else None
     return [folder] if isinstance(folder, str) else []
 

@@ -46,13 +46,6 @@ def plan_variants(
     return list(variants.values())
 
 
-def variant_from_name(name: str, *, out: Path, configs_file: Path | None, mode: serving.Mode) -> Variant:
-    """The variant `<model>__<config>`."""
-    if "__" not in name:
-        raise UsageError(f"{name!r} is not a variant; write <model>__<config>, e.g. {name}__b4")
-    return plan_variants([name], [], out=out, configs_file=configs_file, mode=mode)[0]
-
-
 def _variant(model: ModelCard | KnownServer, config: ServingConfig, mode: serving.Mode) -> Variant:
     resolved = serving.resolve(config, mode=mode, known=isinstance(model, KnownServer))
     if isinstance(model, ModelCard) and model.precision != resolved.precision:

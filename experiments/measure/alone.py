@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from brim import layout
+from brim.machine import nvidia_driver_answers
 from brim.records import Target, Variant
 from loadtest import prepared, sampling
 from loadtest.ceiling import run_engine
 from loadtest.driver import Sample
 
-#: How long the engine runs alone; a fifth of a window is plenty for a median of batches.
-CEILING_SECONDS = 6.0
+#: How long the engine runs alone in each round, next to the figure that it is compared with.
+CEILING_SECONDS = 4.0
 ENGINE_LIMIT_S = 180.0
 
 
@@ -37,13 +39,21 @@ class Values:
 
 
 def ceiling(variant: Variant, model: Path, batch: int, folder: Path) -> float:
-    """Items per second of the same engine with the same threads at `batch`, from its median batch; server idle."""
-    answer = run_engine(
-        {**_engine(variant, model), "job": "ceiling", "batch": batch, "seconds": CEILING_SECONDS,
-         "inputs": {t.name: list(t.shape) for t in variant.model.inputs}},
-        folder, python=layout.stub_python(), limit_s=ENGINE_LIMIT_S,
-    )  # fmt: skip
-    return batch / float(answer["batch_s"]["median"])
+    """Items per second of the same engine with the same threads at `batch`, from the median batch; server idle.
+
+    As many engines as the variant has instances run at the same time, and their rates are added.
+    """
+    spec = {
+        **_engine(variant, model), "job": "ceiling", "batch": batch, "seconds": CEILING_SECONDS, "min_batches": 10,
+        "inputs": {t.name: list(t.shape) for t in variant.model.inputs},
+    }  # fmt: skip
+
+    def one(instance: int) -> float:
+        answer = run_engine(spec, folder / str(instance), python=layout.stub_python(), limit_s=ENGINE_LIMIT_S)
+        return batch / float(answer["batch_s"]["median"])
+
+    with ThreadPoolExecutor(variant.config.instances) as pool:
+        return sum(pool.map(one, range(variant.config.instances)))
 
 
 def compare_values(
@@ -69,6 +79,7 @@ def _engine(variant: Variant, model: Path) -> dict[str, object]:
         "engine": config.engine,
         "model": str(model),
         "threads": config.threads,
+        "device": "cuda" if nvidia_driver_answers() else "cpu",  # as serve decides for the served engine
         "options": dict(config.engine_options),
     }
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from brim.errors import Interrupted
-from brim.records import Check, CrossCheck, Latency, Limit, Load, LoadPoint, Run, Saturation, StatsRead, Target, Window
+from brim.records import Check, Latency, Limit, Load, LoadPoint, Run, Saturation, StatsRead, Target, Verdict, Window
 from experiments.measure.alone import Kept, Values
-from experiments.measure.steps import Done, Found, Plan, findings
+from experiments.measure.steps import Done, Found, Plan, findings, serving_efficiency
 from judging import accounting, checks, interval, limits, verdict
 from judging.tolerances import AGREE_APART, AGREE_SHARED, AGREE_WINDOWS, PARITY
 from judging.windows import Rows, latency
+
+#: Sending this close to the rate that the user allows, the user is the limit.
+THROTTLED = 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +30,6 @@ class MeasuredLoad:
     period_ns: int
     kept: Kept
     reads: tuple[StatsRead, ...] = ()
-    interrupted: Interrupted | None = None
     restarted: str = ""  # the server's counters went back while it ran
 
     @property
@@ -36,9 +37,19 @@ class MeasuredLoad:
         return tuple(w for w in self.windows if w.kind == "measured")
 
     @property
-    def items_per_s(self) -> float | None:
-        rates = [w.items_per_s for w in self.measured]
-        return statistics.median(rates) if rates else None
+    def rates(self) -> tuple[float, ...]:
+        return tuple(w.items_per_s for w in self.measured)
+
+    @property
+    def busy_s_per_item(self) -> float | None:
+        """The engine's own time, once per execution, over the items of the measured windows."""
+        servers = [w.server for w in self.measured if w.server]
+        items = sum(int(size) * n for s in servers for size, n in s.batch_counts.items())
+        return sum(s.busy_ns for s in servers) / items / 1e9 if items else None
+
+    @property
+    def effective_batch(self) -> float | None:
+        return _mean([w.server.effective_batch for w in self.measured if w.server])
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -52,13 +63,16 @@ class MeasuredLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alone:
-    """The engine alone: its rate and answers, or why there are none."""
+    """The engine alone: its rates, one a round, and its answers; or why there are none."""
 
-    items_per_s: float | None = None
-    batch: int | None = None
+    rates: tuple[float, ...] = ()
     values: Values | None = None
     reason: str = "not reached"
     failed: bool = False  # it should have run
+
+    @property
+    def items_per_s(self) -> float | None:
+        return statistics.median(self.rates) if self.rates else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +88,10 @@ class Evidence:
     items_per_request: int
     payload: str
     no_cross_check: str | None
-    interrupted: Interrupted | None = None
+    interrupted: bool = False
     lost: str | None = None  # why the server no longer answers as the one that was described
+    max_rate_per_s: float | None = None  # requests, that the user allows to be sent to this host
+    sender_cpus: tuple[int, ...] = ()
 
     def of(self, *purposes: str) -> list[MeasuredLoad]:
         return [load for load in self.loads if load.load.purpose in purposes]
@@ -85,18 +101,17 @@ class Evidence:
 
 
 def answer(evidence: Evidence, *, seconds_spent: float) -> Saturation:
-    """The Saturation of a run; a number is given only for the verdicts that carry one."""
+    """The Saturation of a run. Its figure is given whatever the verdict, which says what it is worth."""
     found = findings(evidence.plan, evidence.done)
     figures = evidence.windows("figure")
     facts = _facts(evidence, found, figures)
     decided = verdict.verdict(facts)
-    limit, shown = _limit(evidence, found, figures, facts)
+    shown_limit, shown = _limit(evidence, found, figures)
     reasons = shown if decided == "saturated" else (verdict.because(facts), *shown)
-    if evidence.lost and decided == "server_lost":
+    if decided == "server_lost" and evidence.lost:
         reasons = (evidence.lost, *shown)
     rate, bounds = _figure(evidence, figures)
-    cross = checks.cross_check(figures, evidence.windows("cross_check"), _tolerance(evidence))
-    alone = evidence.alone.items_per_s
+    efficiency = serving_efficiency(evidence.done)
     return Saturation(
         run=evidence.run.id,
         batch_id=evidence.run.batch_id,
@@ -105,7 +120,7 @@ def answer(evidence: Evidence, *, seconds_spent: float) -> Saturation:
         backend=evidence.target.variant.config.backend if evidence.target.variant else "unknown",
         server_version=evidence.target.server_version,
         verdict=decided,
-        limited_by=limit,
+        limited_by=_claimed(decided, shown_limit),
         reasons=reasons,
         items_per_s=rate,
         ci95=bounds,
@@ -116,28 +131,41 @@ def answer(evidence: Evidence, *, seconds_spent: float) -> Saturation:
         queue_ms=_mean([limits.queue_ms(w) for w in figures]),
         server_busy=_mean([w.server.busy_share(evidence.target.instances) for w in figures if w.server]),
         client_cpu_cores=_mean([limits.client_cpu_cores(w) for w in figures]),
-        serving_efficiency=rate / alone if rate and alone else None,
-        cross_check=cross,
-        checks=_checks(evidence, found, figures, cross, rate),
+        serving_efficiency=efficiency,
+        cross_check=checks.cross_check(figures, evidence.windows("cross_check"), evidence.plan.agree),
+        checks=_checks(evidence, found, figures, efficiency),
         seconds_spent=seconds_spent,
         item=evidence.target.item,
-        in_process_items_per_s=alone,
+        in_process_items_per_s=evidence.alone.items_per_s,
     )
 
 
+def _claimed(decided: Verdict, shown: Limit) -> Limit:
+    """Only a plateau has a limit; elsewhere what was seen stands among the reasons."""
+    if decided is Verdict.CLIENT_LIMITED:
+        return "client"
+    return shown if decided is Verdict.SATURATED else "unknown"
+
+
 def _facts(evidence: Evidence, found: Found, figures: Sequence[Window]) -> verdict.Facts:
-    tally = [load.load for load in evidence.of("search", "one_more_sender", "figure")]
-    ended = sum(t.ok + t.rejected + t.timed_out + t.failed for t in tally)
-    not_ok = sum(t.rejected + t.timed_out + t.failed for t in tally)
+    own = evidence.of("figure") or evidence.of("search", "one_more_sender")
+    requests_per_s = max((w.ok / w.seconds for w in figures), default=0.0)
+    cap = evidence.max_rate_per_s
     return verdict.Facts(
-        aborted=evidence.interrupted is not None,
-        server_lost=any(load.lost for load in evidence.loads),
-        not_ok_share=not_ok / ended if ended else 1.0,
+        aborted=evidence.interrupted,
+        server_lost=evidence.lost is not None or any(load.lost for load in evidence.loads),
+        not_ok_share=max((_not_ok_share(load.load) for load in own), default=1.0),
         further_sender_gain=found.sender_gain,
+        throttled=cap is not None and requests_per_s >= THROTTLED * cap,
         unstable=not figures or any(w.unstable for w in figures),
         single_point=evidence.plan.concurrency is not None,
         doubling_gain=found.doubling_gain,
     )
+
+
+def _not_ok_share(load: Load) -> float:
+    not_ok = load.rejected + load.timed_out + load.failed
+    return not_ok / (load.ok + not_ok) if load.ok + not_ok else 1.0
 
 
 def _figure(evidence: Evidence, figures: Sequence[Window]) -> tuple[float | None, tuple[float, float] | None]:
@@ -153,9 +181,7 @@ def _figure(evidence: Evidence, figures: Sequence[Window]) -> tuple[float | None
     return found.mean, found.bounds
 
 
-def _limit(
-    evidence: Evidence, found: Found, figures: Sequence[Window], facts: verdict.Facts
-) -> tuple[Limit, tuple[str, ...]]:
+def _limit(evidence: Evidence, found: Found, figures: Sequence[Window]) -> tuple[Limit, tuple[str, ...]]:
     windows = list(figures) or evidence.windows("search")
     if not windows:
         return "unknown", ()
@@ -172,6 +198,8 @@ def _limit(
             outside_ms=_mean([limits.outside_ms(w) for w in doubled]),
             outside_ms_lower=_mean([limits.outside_ms(w) for w in at_full]),
         )
+    if _cores(evidence) is None:  # the cores that were watched are the sender's, not the server's
+        base = dataclasses.replace(base, machine_cpu_share=None)
     return limits.what_limits(base)
 
 
@@ -182,8 +210,7 @@ def _experiment(evidence: Evidence, found: Found) -> limits.SenderExperiment | N
     high = 2 * evidence.plan.full
     one = _search(evidence, concurrency=high, senders=found.senders)
     more = _search(evidence, concurrency=high, senders=found.senders + 1)
-    pinned = bool(evidence.target.server and evidence.target.server.cpus)
-    made = limits.sender_experiment(one, more, pinned_apart=pinned)
+    made = limits.sender_experiment(one, more, pinned_apart=pinned_apart(evidence.target, evidence.sender_cpus))
     return dataclasses.replace(made, gain=found.sender_gain)
 
 
@@ -212,15 +239,17 @@ def _point(evidence: Evidence, found: Found) -> LoadPoint:
     )
 
 
-def _tolerance(evidence: Evidence) -> float:
-    on_gpu = evidence.run.environment.machine["gpu"] != "none"
-    pinned = bool(evidence.target.server and evidence.target.server.cpus)
-    return AGREE_APART if on_gpu or pinned else AGREE_SHARED
+def agree_within(target: Target, machine: Mapping[str, str], sender_cpus: Sequence[int]) -> float:
+    """How far two generators may be apart: less where they do not take the server's time."""
+    return AGREE_APART if machine["gpu"] != "none" or pinned_apart(target, sender_cpus) else AGREE_SHARED
 
 
-def _checks(
-    evidence: Evidence, found: Found, figures: Sequence[Window], cross: CrossCheck | None, rate: float | None
-) -> tuple[Check, ...]:
+def pinned_apart(target: Target, sender_cpus: Sequence[int]) -> bool:
+    """Senders and server on cores of their own."""
+    return bool(target.server and target.server.cpus and sender_cpus and not set(sender_cpus) & set(target.server.cpus))
+
+
+def _checks(evidence: Evidence, found: Found, figures: Sequence[Window], efficiency: float | None) -> tuple[Check, ...]:
     own = evidence.of("search", "one_more_sender", "figure")
     rows = own[-1].rows if own else None
     point = _point(evidence, found)
@@ -234,10 +263,8 @@ def _checks(
         checks.intended_time(point, rows) if rows is not None else checks.not_applicable(2, "nothing was sent"),
         checks.limit_by_experiment(_experiment(evidence, found), single_point=evidence.plan.concurrency is not None),
         checks.batch_statistics([w.server for w in figures], instances=evidence.target.instances),
-        checks.generators_agree(
-            figures, evidence.windows("cross_check"), tolerance=_tolerance(evidence), not_run=_no_agreement(evidence)
-        ),
-        _told(checks.in_process_ceiling(rate, alone.items_per_s, not_run=without), alone),
+        _agreement(evidence, figures),
+        _told(checks.in_process_ceiling(efficiency, alone.items_per_s, not_run=without), alone),
         _told(
             checks.outputs(
                 responses=responses,
@@ -260,10 +287,20 @@ def _told(check: Check, alone: Alone) -> Check:
     return check
 
 
+def _agreement(evidence: Evidence, figures: Sequence[Window]) -> Check:
+    check = checks.generators_agree(
+        figures, evidence.windows("cross_check"), tolerance=evidence.plan.agree, not_run=_no_agreement(evidence)
+    )
+    doubts = [r for load in evidence.of("cross_check") if load.measured for r in load.load.reasons]
+    if doubts and check.state == "held":  # perf_analyzer's own summary does not fit what it was seen to send
+        return dataclasses.replace(check, state="broken", reason=doubts[0])
+    return check
+
+
 def _no_agreement(evidence: Evidence) -> str:
     if evidence.no_cross_check:
         return evidence.no_cross_check
-    if evidence.plan.figure_loads < AGREE_WINDOWS:
+    if evidence.plan.figure_rounds < AGREE_WINDOWS:
         return "one load by each generator: compared, not judged"
     return ""
 
@@ -271,7 +308,7 @@ def _no_agreement(evidence: Evidence) -> str:
 def _accounts(load: MeasuredLoad) -> list[accounting.Finding | None]:
     """Rule 1's comparisons of one load: as a whole after its drain, and window by window."""
     whole: list[accounting.Finding | None] = []
-    if len(load.reads) >= 2:
+    if len(load.reads) >= 2 and load.reads[-1].before_ns >= load.load.end_ns:
         inferred = load.reads[-1].inference_count - load.reads[0].inference_count
         whole.append(accounting.load_adds_up(accounting.items_by_status(load.rows), inferred))
     for window in load.measured:

@@ -7,7 +7,6 @@ import os
 import secrets
 import shlex
 import sys
-import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +15,7 @@ import psutil
 
 from brim import disk, layout
 from brim.environment import describe, digest_of
-from brim.errors import InvalidRecord, NotReady
+from brim.errors import BrimError
 from brim.records import Run, Target
 from engines.digest import engines_digest
 from experiments.measure.targets import variant_folder
@@ -30,10 +29,10 @@ def new_batch_id() -> str:
 
 def open_run(out: Path, target: Target, batch_id: str) -> Run:
     """Make out/runs/<utc>-<variant>-<id>/ with run.json, status `running`."""
-    stamp, _, token = batch_id.partition("-")
+    stamp = batch_id.partition("-")[0]
     name = "".join(c if c.isalnum() or c in "-_" else "-" for c in target.model)[:80]
     run = Run(
-        id=f"{stamp}-{name}-{token}",
+        id=f"{stamp}-{name}-{secrets.token_hex(3)}",
         batch_id=batch_id,
         command=shlex.join(["brim", *sys.argv[1:]]),
         target=target,
@@ -60,24 +59,29 @@ def software_of(target: Target) -> dict[str, str]:
 
 
 def close_run(out: Path, run: Run, *, crashed: bool = False) -> None:
-    """Rows become requests.parquet, and run.json says that nobody writes here any more."""
+    """Rows become requests.parquet, and run.json says that nobody writes here any more.
+
+    Rows that cannot be rewritten (a full disk) stay readable as they are; run.json is closed all the same.
+    """
     folder = layout.run_folder(out, run.id)
-    close_rows(folder)
-    disk.save(folder / "run.json", dataclasses.replace(run, status="crashed" if crashed else "closed"))
+    try:
+        close_rows(folder)
+    finally:
+        disk.save(folder / "run.json", dataclasses.replace(run, status="crashed" if crashed else "closed"))
 
 
-def recover(out: Path) -> list[str]:
-    """Close the runs whose process died without closing them (a kill, a power cut); their ids."""
-    recovered = []
+def recover(out: Path) -> tuple[list[str], list[str]]:
+    """Close the runs whose process died without closing them (a kill, a power cut): their ids, and what would not."""
+    recovered, refused = [], []
     for path in sorted(layout.runs(out).glob("*/run.json")):
         try:
             run = disk.load(Run, path)
-        except (InvalidRecord, NotReady):
-            continue
-        if run.status == "running" and not _lives(run):
-            close_run(out, run, crashed=True)
-            recovered.append(run.id)
-    return recovered
+            if run.status == "running" and not _lives(run):
+                close_run(out, run, crashed=True)
+                recovered.append(run.id)
+        except BrimError as error:  # one broken run must not keep the next from being measured
+            refused.append(str(error))
+    return recovered, refused
 
 
 def _lives(run: Run) -> bool:
@@ -89,4 +93,4 @@ def _lives(run: Run) -> bool:
 
 def machine_lock() -> Path:
     """One lock for all checkouts and users: two measurements on one machine measure each other."""
-    return Path(tempfile.gettempdir()) / "brim-measuring.lock"
+    return Path("/tmp/brim-measuring.lock")  # not where TMPDIR says: every shell's may be another

@@ -31,17 +31,16 @@ def number(value: float) -> str:
 def details(s: Saturation) -> list[str]:
     """The lines under the headline."""
     lines = [f"at {_point(s.at)}{_latency(s)}"]
-    if s.cross_check is not None and s.items_per_s:
-        apart = s.cross_check.items_per_s / s.items_per_s - 1
+    if s.cross_check is not None:
         word = "agrees" if s.cross_check.agrees else "DISAGREES"
-        other = f"{number(s.cross_check.items_per_s)} {s.item}s/s ({apart:+.1%}, {word})"
+        apart = next((f", medians {c.value:.1%} apart" for c in s.checks if c.rule == 5 and c.value is not None), "")
+        other = f"{number(s.cross_check.items_per_s)} {s.item}s/s ({word}{apart})"
         lines.append(f"cross-check: {s.cross_check.generator} {other}")
     if s.in_process_items_per_s is not None and s.serving_efficiency is not None:
         alone = f"{number(s.in_process_items_per_s)} {s.item}s/s"
         lines.append(f"engine alone: {alone}; serving efficiency {s.serving_efficiency:.3f}")
     lines.extend(s.reasons[1:])
-    lines.append(_checks(s.checks))
-    return lines
+    return [*lines, *_checks(s.checks)]
 
 
 def _point(at: LoadPoint) -> str:
@@ -57,12 +56,12 @@ def _latency(s: Saturation) -> str:
     return f": p50 {number(s.latency_ms.p50)} ms, p99 {number(s.latency_ms.p99)} ms{queue}"
 
 
-def _checks(checks: Sequence[Check]) -> str:
+def _checks(checks: Sequence[Check]) -> list[str]:
+    """One line for what held, and one for each rule that did not or has no say, with its reason."""
     held = " ".join(str(c.rule) for c in checks if c.state == "held")
-    parts = [f"checks: {held or 'none'} held"]
-    parts += [f"{c.rule} {c.name} BROKEN ({c.reason})" for c in checks if c.state == "broken"]
-    parts += [f"{c.rule} {c.name} n/a ({c.reason})" for c in checks if c.state == "not_applicable"]
-    return "; ".join(parts)
+    lines = [f"checks: {held or 'none'} held"]
+    lines += [f"  {c.rule} {c.name} BROKEN: {c.reason}" for c in checks if c.state == "broken"]
+    return lines + [f"  {c.rule} {c.name} not applicable: {c.reason}" for c in checks if c.state == "not_applicable"]
 
 
 def scope(s: Saturation, target: Target) -> str:
@@ -73,9 +72,10 @@ def scope(s: Saturation, target: Target) -> str:
     return f"valid for this machine{shared}, {what}; latency at a closed loop is set by the load, not by your users"
 
 
-def announcement(target: Target, allowed: TargetLimit, concurrency: int, seconds: float) -> str:
-    """What will be sent to a host that is not this machine, said before anything is sent."""
-    cap = allowed.max_rate_per_s
-    rate = f"at most {number(cap)} requests/s" if cap else f"{concurrency} in flight, no cap on the rate"
-    total = f"at most {number(cap * seconds)} requests" if cap else "no cap on the total but time"
-    return f"about to load {target.url} {target.model}: {rate}, at most {seconds:.0f} s, {total}"
+def announcement(url: str, model: str, limit: TargetLimit, *, loads: int, seconds: float) -> str:
+    """What may be sent to a host that is not this machine: target, rate, duration and total, before anything is."""
+    cap = limit.max_rate_per_s
+    rate = f"at most {number(cap)} requests/s" if cap else "as fast as it answers (no cap on the rate)"
+    total = f"at most {number(cap * loads * seconds)} requests" if cap else "no cap on the total"
+    lasting = f"at most {loads} loads of {seconds:.0f} s"
+    return f"about to ask {url} for {model} and to load it: {rate}, {lasting}, {total}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +14,6 @@ from brim.records import Server, Target, TargetLimit
 from loadtest import target as targets
 from serve import ledger
 from serve.variants import load_variant
-
-SCHEMES = ("http://", "https://", "grpc://", "grpcs://")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,9 +26,14 @@ class Wanted:
     server: Server | None = None
 
 
+def _is_address(word: str) -> bool:
+    """`http://host:8000`, but also `host:8000`, which parse_url then refuses with the right form."""
+    return "://" in word or re.fullmatch(r"[^:/]+:\d+", word) is not None
+
+
 def wanted(words: Sequence[str], version: str, out: Path) -> list[Wanted]:
     """What the words ask for; without words, every variant of the current server."""
-    if words and words[0].startswith(SCHEMES):
+    if words and _is_address(words[0]):
         if len(words) != 2:
             raise UsageError(f"{words[0]}: name one model behind the URL, as in `brim loadtest {words[0]} my_model`")
         return [Wanted(model=words[1], url=words[0], version=version)]
@@ -36,7 +41,10 @@ def wanted(words: Sequence[str], version: str, out: Path) -> list[Wanted]:
     unknown = [w for w in words if w not in server.variants]
     if unknown:
         raise UsageError(f"{unknown[0]!r} is not served; {did_you_mean(unknown[0], server.variants)} (`brim status`)")
-    return [Wanted(model=name, url=server.http, version=version, server=server) for name in words or server.variants]
+    return [
+        Wanted(model=name, url=server.http, version=version, server=server)
+        for name in dict.fromkeys(words or server.variants)
+    ]
 
 
 def describe(one: Wanted, allowed: Mapping[str, TargetLimit], shapes: Mapping[str, tuple[int, ...]]) -> Target:
@@ -52,13 +60,20 @@ def server_pid(target: Target) -> int | None:
     return target.server.pid if target.server is not None else None
 
 
-def lost_reason(target: Target) -> str | None:
+def sender_cpus(target: Target) -> tuple[int, ...]:
+    """Where senders run while the server is pinned: the other cores; () = wherever, as nothing is pinned."""
+    if target.server is None or not target.server.cpus or not hasattr(os, "sched_getaffinity"):
+        return ()
+    return tuple(sorted(os.sched_getaffinity(0) - set(target.server.cpus)))
+
+
+def lost_reason(target: Target, allowed: Mapping[str, TargetLimit]) -> str | None:
     """Why the target no longer answers as the one that was described, or None if it does."""
     server = target.server
     if server is not None and server.mode == "embedded" and not ledger.alive(server):
         return f"the server process {server.pid} has ended; its log: {server.log}"
     try:
-        KServe(target.url).metadata()
+        KServe(target.url, allowed).metadata()
     except BrimError as error:
         return str(error)
     return None

@@ -107,6 +107,9 @@ class KServeUser(User):  # type: ignore[misc]  # Locust is not annotated
         except (BrimError, OSError, Garbage) as error:
             self._drop()
             status, text = self._broken(error)
+        except Exception as error:  # a bug in here must count against the figure, never beside it
+            self._ended(sent_ns, time.monotonic_ns(), Status.FAILED, clean(f"sender: {error!r}"), 0)
+            raise
         except BaseException:  # the greenlet is being killed: the request was in flight when we stopped
             self.sent_ns = 0
             job.record(sent_ns, time.monotonic_ns(), Status.CANCELLED, "")

@@ -28,7 +28,7 @@ from brim import disk
 from brim.errors import BrimError, NoResource, NotReady
 from brim.offspring import die_with
 from brim.records import Status
-from loadtest.driver import LoadResult, LoadSpec
+from loadtest.driver import LoadResult, LoadSpec, counts_of
 from loadtest.senders.job import Job, load_pool, share
 from loadtest.senders.tally import RowFile, result_file, row_file
 
@@ -133,19 +133,14 @@ class Sender:
                 self.job.out_of_room(error)
 
     def _write(self, start_ns: int, end_ns: int, cpu_s: float) -> None:
-        """result-<worker>.json; nothing is in flight any more, so what was sent is what ended."""
+        """result-<worker>.json."""
         counts, folder = self.rows.counts, Path(self.spec.folder)
         samples = self.job.samples.write(folder, self.worker)
         result = LoadResult(
             workers=(self.worker,),
             start_ns=start_ns,
             end_ns=end_ns,
-            sent=sum(counts),
-            ok=counts[Status.OK],
-            rejected=counts[Status.REJECTED],
-            timed_out=counts[Status.TIMED_OUT],
-            failed=counts[Status.FAILED],
-            cancelled=counts[Status.CANCELLED],
+            **counts_of(counts),
             items_ok=counts[Status.OK] * self.items,
             client_cpu_s=cpu_s,
             ended=self.job.ended,

@@ -18,7 +18,7 @@ pytest.importorskip("timm", reason="gpu-check builds its networks with timm, thi
 from brim import disk, layout  # noqa: E402  # behind the skips
 from brim.errors import NoResource, NoValidNumber  # noqa: E402
 from brim.say import Say  # noqa: E402
-from experiments.gpu_check import child, host, work  # noqa: E402
+from experiments.gpu_check import child, host, part, work  # noqa: E402
 from experiments.gpu_check.cells import Cell, Entry, Layout, Mode, Precision  # noqa: E402
 from experiments.gpu_check.child import Spec  # noqa: E402
 from experiments.gpu_check.part import run_part  # noqa: E402
@@ -127,54 +127,41 @@ def test_an_output_that_is_off_not_finite_or_equal_for_all_images_is_no_figure()
     assert work._relative_error(good * 1.1, good, "fp16") == pytest.approx(0.1, rel=1e-5)
 
 
-def test_a_part_records_figures_memory_that_is_not_to_be_had_and_timeouts_and_goes_on_where_it_stopped(
-    tmp_path: Path,
-) -> None:
-    slow, impossible = product(65, "fp32"), copy(2**50)
-    plan = [copy(2**20), impossible, slow]
-
-    def limit(cell: Cell) -> float:
-        return 1.0 if cell == slow else PATIENCE_S  # nobody loads torch, soaks and measures within a second here
-
-    def part(minutes: float) -> GpuCheck:
-        return run_part(QUIET, tmp_path, minutes=minutes, device="cpu", plan=plan, effort=QUICK, limit_s=limit)
-
-    first = part(0.001)  # a part runs one cell at least
-    assert [entry.outcome for entry in first.entries] == ["ok"]
-    assert first.cells_left == 2
-    result = part(TIMEOUT_MINUTES)
-    assert [(e.cell, e.outcome) for e in result.entries] == list(zip(plan, ["ok", "oom", "timeout"], strict=True))
-    assert result.entries[0] == first.entries[0]
-    assert result.cells_left == 0
-    (folder,) = (tmp_path / "gpu-check").iterdir()
-    assert disk.load(GpuCheck, folder / "gpu-check.json") == result
-    assert "| d2d | " in (folder / "gpu-check.md").read_text(encoding="utf-8")
-    with disk.lock(folder / "lock", "busy"), pytest.raises(NoResource, match="another gpu-check"):
-        part(1)
-
-
-def test_a_plan_of_which_nothing_gave_a_figure_has_no_valid_number(tmp_path: Path) -> None:
-    with pytest.raises(NoValidNumber, match="no cell gave a figure .not done within 1 s"):
-        run_part(QUIET, tmp_path, minutes=TIMEOUT_MINUTES, device="cpu", plan=[copy(2**20)], effort=QUICK,
-                 limit_s=lambda cell: 1.0)  # fmt: skip
+@pytest.fixture(scope="module")
+def this_host() -> host.Host:
+    """What a child says of this machine; a child that loads torch takes seconds, so it is asked once."""
+    return part._probe("cpu")
 
 
 PART = """
-import sys
+import dataclasses, sys, types
 from pathlib import Path
-from brim.say import Say
+from brim import cli, disk
+from experiments.gpu_check import part
 from experiments.gpu_check.cells import Cell
-from experiments.gpu_check.part import run_part
+from experiments.gpu_check.host import Host
 from experiments.gpu_check.timing import Effort
 
-plan = [Cell(kind="copy", subject="d2d", sizes=(2**20 + 4 * n,), precision="bytes") for n in range(3)]
+plan = [Cell(kind="copy", subject="d2d", sizes=(2**20 + 4 * n,), precision="bytes") for n in range(2)]
 quick = Effort(soak_s=0.0, soak_limit_s=0.1, repeats=5, measure_limit_s=0.1, fewest_repeats=2, loaded_s=0.0)
-run_part(Say(), Path(sys.argv[1]), minutes=60, device="cpu", plan=plan, effort=quick, limit_s=lambda cell: 600.0)
+part._probe = lambda device: disk.load(Host, Path(sys.argv[2]))
+
+@cli.verb("a part of two cells")
+def status(say, out):
+    part.run_part(say, out, minutes=60, device="cpu", plan=plan, effort=quick, limit_s=lambda cell: 600.0)
+
+cli.VERBS["status"] = ("a_part", "")
+sys.modules["a_part"] = types.SimpleNamespace(command=status)
+cli.main(["status", "--out", sys.argv[1]])
 """
 
 
-def _start(out: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", PART, str(out)], cwd=layout.CHECKOUT, stderr=subprocess.DEVNULL)
+@pytest.fixture
+def start(this_host: host.Host, tmp_path: Path) -> Callable[[], subprocess.Popen[str]]:
+    """Starts a part of two cells in a process of its own, behind the real front door."""
+    disk.save(tmp_path / "host.json", this_host)
+    command = [sys.executable, "-c", PART, str(tmp_path), str(tmp_path / "host.json")]
+    return lambda: subprocess.Popen(command, cwd=layout.CHECKOUT, stderr=subprocess.PIPE, text=True)
 
 
 def _children_of(folder: Path) -> list[int]:
@@ -197,24 +184,74 @@ def _until(what: str, held: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_a_part_killed_in_the_middle_of_a_cell_leaves_no_child_and_the_next_runs_only_the_rest(tmp_path: Path) -> None:
-    def journal() -> str:
-        return "".join(path.read_text(encoding="utf-8") for path in tmp_path.glob("gpu-check/*/journal.jsonl"))
+def _journal(folder: Path) -> str:
+    return "".join(path.read_text(encoding="utf-8") for path in folder.glob("gpu-check/*/journal.jsonl"))
 
-    with _start(tmp_path) as killed:
+
+def test_a_part_killed_in_a_cell_leaves_no_child_and_the_next_goes_on_with_what_is_left_whatever_comes_of_it(
+    tmp_path: Path, start: Callable[[], subprocess.Popen[str]], this_host: host.Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with start() as killed:
         try:
-            _until("the first cell is done", lambda: journal().endswith("\n"))
+            _until("the first cell is done", lambda: _journal(tmp_path).endswith("\n"))
             _until("the second cell runs", lambda: bool(_children_of(tmp_path)))
         finally:
             killed.send_signal(signal.SIGKILL)
     _until("its child is gone", lambda: not _children_of(tmp_path))
-    first = journal()
+    first = _journal(tmp_path)
     assert first.count("\n") == 1
-    with _start(tmp_path) as rest:
-        assert rest.wait(timeout=PATIENCE_S) == 0
-    assert journal().startswith(first)
-    (file,) = tmp_path.glob("gpu-check/*/journal.jsonl")
-    assert [entry.cell.sizes[0] for entry in disk.load_lines(Entry, file)] == [2**20, 2**20 + 4, 2**20 + 8]
+
+    monkeypatch.setattr(part, "_probe", lambda device: this_host)
+    slow, impossible = product(65, "fp32"), copy(2**50)
+    plan = [copy(2**20), impossible, slow]
+
+    def limit(cell: Cell) -> float:
+        return 1.0 if cell == slow else PATIENCE_S  # nobody loads torch, soaks and measures within a second here
+
+    def go_on(minutes: float) -> GpuCheck:
+        return run_part(QUIET, tmp_path, minutes=minutes, device="cpu", plan=plan, effort=QUICK, limit_s=limit)
+
+    halfway = go_on(0.001)  # a part runs one cell at least
+    assert [entry.outcome for entry in halfway.entries] == ["ok", "oom"]
+    assert halfway.cells_left == 1
+    result = go_on(TIMEOUT_MINUTES)
+    assert [(e.cell, e.outcome) for e in result.entries] == list(zip(plan, ["ok", "oom", "timeout"], strict=True))
+    assert result.entries[:2] == halfway.entries
+    assert result.cells_left == 0
+    assert _journal(tmp_path).startswith(first), "the cell of the part that was killed was not run again"
+    (folder,) = (tmp_path / "gpu-check").iterdir()
+    assert disk.load(GpuCheck, folder / "gpu-check.json") == result
+    assert "| d2d | " in (folder / "gpu-check.md").read_text(encoding="utf-8")
+    with disk.lock(folder / "lock", "busy"), pytest.raises(NoResource, match="another gpu-check"):
+        go_on(1)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_in_a_cell_leaves_no_child_and_no_entry_of_it(
+    tmp_path: Path, start: Callable[[], subprocess.Popen[str]], times: int
+) -> None:
+    with start() as child:
+        _until("a cell runs", lambda: bool(_children_of(tmp_path)))
+        for _ in range(times):
+            child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=30)
+    assert child.returncode == 130
+    assert "Traceback" not in errors
+    _until("its child is gone", lambda: not _children_of(tmp_path))
+    assert _journal(tmp_path) == ""
+    if times == 1:
+        assert errors.splitlines()[-1] == "brim: exit 130 (aborted)"
+        (file,) = tmp_path.glob("gpu-check/*/gpu-check.json")
+        assert disk.load(GpuCheck, file).cells_left == 2
+
+
+def test_a_plan_of_which_nothing_gave_a_figure_has_no_valid_number(
+    tmp_path: Path, this_host: host.Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(part, "_probe", lambda device: this_host)
+    with pytest.raises(NoValidNumber, match="no cell gave a figure .not done within 1 s"):
+        run_part(QUIET, tmp_path, minutes=TIMEOUT_MINUTES, device="cpu", plan=[copy(2**20)], effort=QUICK,
+                 limit_s=lambda cell: 1.0)  # fmt: skip
 
 
 def test_without_a_gpu_the_front_door_says_so_in_one_line_and_exits_3(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from brim import layout
+from brim import disk, layout
 from install import binaries, bundle, pythons, setup, venvs
 from install.errors import SetupError
 from install.locks import digest, lock_file, pins
@@ -28,8 +28,8 @@ OFFLINE = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:
 def test_the_binaries_run_and_are_those_of_the_manifest() -> None:
     binaries.verify()
     written = json.loads(layout.tools_manifest().read_text("utf-8"))["binaries"]
-    assert written["tritonserver"] == binaries.sha256(layout.tritonserver())
-    assert written["perf_analyzer"] == binaries.sha256(layout.perf_analyzer())
+    assert written["tritonserver"] == disk.sha256(layout.tritonserver())
+    assert written["perf_analyzer"] == disk.sha256(layout.perf_analyzer())
 
 
 def test_the_stub_environment_has_numpy_1_and_one_runtime() -> None:
@@ -55,7 +55,7 @@ def test_a_wheel_of_another_digest_is_refused_by_the_fetch(tmp_path: Path, monke
         wheel.writestr("brim_probe-1.0.dist-info/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
-    right = binaries.sha256(tmp_path / "wheels" / name)
+    right = disk.sha256(tmp_path / "wheels" / name)
     good = binaries.Wheel(part="good", name="brim-probe", version="1.0", sha256=right)
     assert binaries.fetch(good, tmp_path).name == name
     with pytest.raises(SetupError, match="was not fetched"):
@@ -74,7 +74,7 @@ def test_an_environment_follows_its_locks_and_a_failed_step_costs_nothing(
     assert packages(venv) == {"pip", "setuptools"}
     core = venvs.wanted_state(python, ("core",), editable=False)
     assert venvs.ensure(venv, core) is True
-    assert packages(venv) >= {"pip", "click", "rich"} and "setuptools" not in packages(venv)
+    assert packages(venv) >= {"pip", "click"} and "setuptools" not in packages(venv)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(SetupError, match="pip install failed"):

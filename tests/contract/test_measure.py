@@ -150,9 +150,9 @@ def test_a_single_point_claims_no_plateau_and_a_missing_perf_analyzer_does_not_s
     (wanted,) = targets.wanted(["sleep__b8"], "", bench.out)
     request = measuring.Request(
         plan=read_plan(bench.loads), batch_id="20260101T000000Z-abcdef", allowed={}, concurrency=3, senders=1,
-        items_per_request=2, input_data=None, cross_check=True, figure_loads=1,
+        items_per_request=2, input_data=None, cross_check=True, figure_rounds=1,
     )  # fmt: skip
-    answer = measuring.measure(targets.describe(wanted, {}, {}), request, out=bench.out, say=Say(quiet=True))
+    answer, _ = measuring.measure(targets.describe(wanted, {}, {}), request, out=bench.out, say=Say(quiet=True))
     assert answer.verdict == "point"
     assert answer.cross_check is None
     states = {c.rule: (c.state, c.reason) for c in answer.checks}

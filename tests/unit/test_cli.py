@@ -60,6 +60,13 @@ def test_every_verb_has_help_and_refuses_an_unknown_flag_in_one_line(verb: str) 
     assert "--no-such-flag" in refused.stderr
 
 
+def test_a_flag_with_a_letter_missing_is_told_which_one_was_meant() -> None:
+    refused = brim("loadtest", "m__b4", "--concurency", "4")
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 2
+    assert "'--concurency'" in refused.stderr and "Did you mean '--concurrency'?" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("codes", "worst"),
     [([], 0), ([0, 0], 0), ([0, 1], 1), ([1, 7], 7), ([7, 4], 4), ([4, 2], 2), ([2, 3], 3), ([3, 6], 6), ([6, 5], 5),
@@ -105,11 +112,3 @@ def test_the_first_signal_ends_in_order_and_the_second_at_once(signum: int, code
     assert child.returncode == code
     assert "Traceback" not in errors
     assert errors.splitlines() == ([] if twice else [f"brim: exit {code} (aborted)"])
-
-
-def test_a_reader_that_leaves_is_no_error() -> None:
-    done = subprocess.run(
-        f"{sys.executable} -m brim --help | head -1", shell=True, capture_output=True, text=True, cwd=CHECKOUT
-    )
-    assert done.stdout.startswith("Usage")
-    assert "Traceback" not in done.stderr

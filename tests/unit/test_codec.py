@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -128,3 +129,23 @@ def test_a_window_that_does_not_add_up_cannot_exist() -> None:
             generator="locust", point=LoadPoint(concurrency=8), start_ns=0, end_ns=10, items_ok=99, in_flight_start=8,
             sent=100, ok=99, rejected=0, timed_out=0, failed=0, cancelled=0, in_flight_end=8, latency_ms=None,
         )  # fmt: skip
+
+
+def test_a_record_on_disk_with_a_foreign_key_is_an_invalid_record() -> None:
+    with pytest.raises(InvalidRecord, match="run.json: unknown key 'surprise'"):
+        codec.from_json(Tensor, '{"surprise": 1}', where="run.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(None, "x.toml does not exist; name a TOML file with --loads"), (b"a = ", "not TOML"), (b"\xff\xfe[", "not TOML")],
+)
+def test_a_toml_file_that_cannot_be_read_is_told_with_the_option_that_names_another(
+    tmp_path: Path, content: bytes | None, told: str
+) -> None:
+    if content is not None:
+        (tmp_path / "x.toml").write_bytes(content)
+    with pytest.raises(UsageError, match=told):
+        codec.read_toml(tmp_path / "x.toml", "--loads")
+    with pytest.raises(UsageError, match="cannot be read .Is a directory.; name a TOML file with --loads"):
+        codec.read_toml(tmp_path, "--loads")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-import resource
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +70,6 @@ def test_a_full_device_is_told_and_what_was_there_stays(tmp_path: Path) -> None:
     assert "no room left" in done.stdout
     assert disk.load(Note, tmp_path / "note.json") == Note(text="old")
     assert os.listdir(tmp_path) == ["note.json"]
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 100
 
 
 def test_a_lock_is_refused_while_held_and_free_again_after(tmp_path: Path) -> None:
@@ -77,3 +78,55 @@ def test_a_lock_is_refused_while_held_and_free_again_after(tmp_path: Path) -> No
         pass
     with disk.lock(path, "busy"):
         pass
+
+
+def test_another_process_is_refused_the_lock_until_the_one_that_holds_it_ends(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from brim import disk\n"
+        "with disk.lock(Path(sys.argv[1]), 'busy'): print('held', flush=True); sys.stdin.read()"
+    )
+    path = tmp_path / "lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(NoResource, match="busy"), disk.lock(path, "busy"):
+            pass
+        holder.kill()  # nothing is released in order: the kernel does it
+        holder.wait()
+        with disk.lock(path, "busy"):
+            pass
+
+
+@pytest.fixture
+def shared_folder() -> Iterator[Path]:
+    """A folder that every user may enter, as pytest's own is not."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_a_lock_file_that_another_user_made_can_be_locked(shared_folder: Path) -> None:
+    path, own = shared_folder / "lock", os.geteuid()
+    mask = os.umask(0o077)  # the first user keeps everything private
+    with disk.lock(path, "busy"):
+        os.umask(mask)
+    path.chmod(path.stat().st_mode & 0o444)  # to its own owner now as to any other user
+    if own == 0:
+        os.seteuid(65534)
+    try:
+        with disk.lock(path, "busy"), pytest.raises(NoResource, match="busy"), disk.lock(path, "busy"):
+            pass
+    finally:
+        os.seteuid(own)
+    with disk.lock(path, "busy"):
+        pass
+
+
+def test_a_lock_is_not_taken_through_a_link_that_somebody_laid(shared_folder: Path) -> None:
+    (shared_folder / "precious").write_text("mine")
+    (shared_folder / "lock").symlink_to(shared_folder / "precious")
+    with pytest.raises(NoResource, match="lock"), disk.lock(shared_folder / "lock", "busy"):
+        pass
+    assert (shared_folder / "precious").read_text() == "mine"

@@ -181,6 +181,8 @@ def test_the_allow_list_names_hosts_with_their_rates(tmp_path: Path) -> None:
         ('[targets."gpu.example"]\nmax_rate_per_s = "fast"\n', "a number"),
         ('[targets."gpu.example"]\nmax_rate_per_s = 1\nmax_rat = 2\n', "did you mean"),
         ("targets = [", "brim.toml"),
+        ("targets = 3\n", r'write \[targets\."HOST"\]'),
+        ('[target."gpu.example"]\nmax_rate_per_s = 1\n', "unknown key 'target'; did you mean 'targets'"),
     ],
 )
 def test_a_broken_allow_list_allows_nothing_and_says_why(tmp_path: Path, text: str, told: str) -> None:
@@ -188,3 +190,8 @@ def test_a_broken_allow_list_allows_nothing_and_says_why(tmp_path: Path, text: s
     file.write_text(text)
     with pytest.raises(UsageError, match=told):
         guard.read_allowed(file)
+
+
+def test_a_folder_where_the_allow_list_should_be_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read .*--project"):
+        guard.read_allowed(tmp_path)

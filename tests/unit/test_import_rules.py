@@ -27,7 +27,7 @@ ALLOWED = {
 }  # fmt: skip
 #: Files whose job is to wrap what the rest of their room must not see.
 EXCEPTIONS = {
-    "brim/cli.py": {"click", "rich", "export", "serve", "experiments", "install"},
+    "brim/cli.py": {"click", "export", "serve", "experiments", "install"},
     "serve/models": {"engines", "numpy", "triton_python_backend_utils"},
     "loadtest/senders": {"brim", "loadtest", "locust", "gevent", "numpy", "click"},
 }
@@ -66,7 +66,7 @@ def test_a_room_imports_only_what_its_job_needs(path: Path) -> None:
 
 def test_no_module_of_loadtest_bears_the_name_of_the_standard_library_or_of_a_dependency() -> None:
     """Locust puts the locustfile's folder first on the path, so such a name would hide the real one."""
-    dependencies = {"locust", "gevent", "numpy", "polars", "scipy", "tritonclient", "psutil", "click", "rich"}
+    dependencies = {"locust", "gevent", "numpy", "polars", "scipy", "tritonclient", "psutil", "click"}
     names = {p.stem for p in (CHECKOUT / "loadtest").rglob("*.py")} - {"__init__", "__main__"}
     assert not names & (set(sys.stdlib_module_names) | dependencies)
 

@@ -9,7 +9,7 @@ import pytest
 
 from brim import layout
 from install import __main__ as entry
-from install import pythons
+from install import pythons, setup
 from install.facts import Facts
 from install.layers import EXTRAS, TARGETS, resolved
 from install.platform_check import PythonFacts, can, choose, platform_line, unfit_because
@@ -26,6 +26,10 @@ def python(version: tuple[int, int, int], *, venv: bool = True, libpython: bool 
     name = f"python{version[0]}.{version[1]}"
     library = f"/usr/lib/lib{name}.so.1.0" if libpython else None
     return PythonFacts(command=name, version=version, executable=f"/usr/bin/{name}", has_venv=venv, libpython=library)
+
+
+def must_not_run(*_: object, **__: object) -> list[PythonFacts]:
+    raise AssertionError("nothing is looked for or set up where the target cannot work")
 
 
 def test_a_linux_of_the_oldest_glibc_that_the_binaries_take_does_everything() -> None:
@@ -56,9 +60,6 @@ def test_a_glibc_is_compared_by_number_and_not_by_letter() -> None:
 def test_a_make_target_that_cannot_work_says_so_and_touches_nothing(
     target: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def must_not_run(*_: object, **__: object) -> list[PythonFacts]:
-        raise AssertionError("no Python is looked for on a machine where the target cannot work")
-
     monkeypatch.setattr(pythons, "candidates", must_not_run)
     assert entry.main(["ensure", "--for", target], machine=MAC) == 2
     said = capsys.readouterr().err.splitlines()
@@ -86,6 +87,17 @@ def test_python_313_alone_is_taken_and_the_line_says_which_the_embedded_server_n
     chosen = choose([python((3, 13, 0))])
     assert chosen.python is not None
     assert chosen.line is not None and "embedded server needs Python 3.11 or 3.12" in chosen.line
+
+
+@pytest.mark.parametrize("target", ["serve", "demo"])
+def test_python_313_alone_sets_no_embedded_server_up(
+    target: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pythons, "candidates", lambda *_, **__: [python((3, 13, 0))])
+    monkeypatch.setattr(setup, "ensure", must_not_run)
+    assert entry.main(["ensure", "--for", target], machine=LINUX) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "embedded server needs Python 3.11 or 3.12" in line and "python3.13 is 3.13.0" in line
 
 
 def test_a_python_without_venv_names_its_package() -> None:
@@ -134,10 +146,14 @@ def test_the_demo_and_the_load_host_need_no_torch() -> None:
         assert "export" not in TARGETS[target].layers
 
 
-@pytest.mark.parametrize("module", ["__init__", "__main__", "facts", "layers", "platform_check", "pythons"])
+@pytest.mark.parametrize(
+    "module",
+    ["install/__main__", "install/facts", "install/layers", "install/platform_check", "install/pythons", "brim/layout",
+     "brim/machine"],
+)  # fmt: skip
 def test_what_runs_before_a_python_is_chosen_parses_on_python_38(module: str) -> None:
-    source = (layout.CHECKOUT / "install" / f"{module}.py").read_text("utf-8")
+    source = (layout.CHECKOUT / f"{module}.py").read_text("utf-8")
     tree = ast.parse(source, feature_version=(3, 8))
-    assert module == "__init__" or "annotations" in {
+    assert "annotations" in {
         name.name for node in tree.body if isinstance(node, ast.ImportFrom) for name in node.names
     }, "3.8 would evaluate the annotations"

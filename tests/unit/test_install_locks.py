@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from brim import layout
+from brim import disk, layout
 from install import binaries, venvs
 from install.errors import DigestMismatch
 from install.layers import EXTRAS
@@ -165,7 +165,7 @@ def test_the_wheels_of_the_binaries_are_named_by_digest() -> None:
 def test_a_file_of_another_digest_is_refused_in_one_line(tmp_path: Path) -> None:
     wheel = tmp_path / "server.whl"
     wheel.write_bytes(b"not the server")
-    binaries.check(wheel, binaries.sha256(wheel))
+    binaries.check(wheel, disk.sha256(wheel))
     with pytest.raises(DigestMismatch) as refused:
         binaries.check(wheel, "0" * 64)
     assert "server.whl" in str(refused.value) and "\n" not in str(refused.value) and refused.value.exit_code == 6

@@ -58,7 +58,7 @@ def test_help_lists_every_target() -> None:
 
 def test_the_one_command_of_the_readme_runs_the_three_stages_in_order() -> None:
     assert commands("export", "serve", "loadtest") == [
-        ".venv/bin/brim export", ".venv/bin/brim serve", ".venv/bin/brim loadtest",
+        ".venv/bin/brim export", ".venv/bin/brim serve --run", ".venv/bin/brim loadtest",
     ]  # fmt: skip
 
 
@@ -70,7 +70,8 @@ def test_the_one_command_of_the_readme_runs_the_three_stages_in_order() -> None:
         (["loadtest", "MODEL=resnet50__b8", "SENDERS=2"], "loadtest resnet50__b8 --senders 2"),
         (["loadtest", "URL=http://h:8000", "MODEL=m"], "loadtest http://h:8000 m"),
         (["loadtest", "CONCURRENCY=16", "OUT=there"], "loadtest --concurrency 16 --out there"),
-        (["serve", "MODE=docker", "CONFIG=b8"], "serve --config b8 --mode docker"),
+        (["serve", "MODE=docker", "CONFIG=b8"], "serve --config b8 --mode docker --run"),
+        (["serve", "MODE=remote", "URL=http://h:8000"], "serve --mode remote --url http://h:8000 --run"),
         (["export", "MODEL=resnet50", "ARGS=--json"], "export resnet50 --json"),
         (["bundle", "HAVE=freeze.txt"], "bundle --have freeze.txt"),
     ],
@@ -80,8 +81,23 @@ def test_variables_reach_the_command(words: list[str], command: str) -> None:
 
 
 def test_gpu_check_with_a_python_sets_nothing_up() -> None:
-    assert make("-n", "gpu-check", "PYTHON=python3", "ARGS=--json").splitlines() == ["python3 -m brim gpu-check --json"]
+    said = make("-n", "gpu-check", "PYTHON=python3", "ARGS=--json").splitlines()
+    assert said[-1] == "python3 -m brim gpu-check --json"
+    assert [line for line in said if "install" in line] == [line for line in said if "-m install platform" in line]
     assert "-m install ensure" in make("-n", "gpu-check")
+
+
+def test_a_server_that_is_elsewhere_needs_no_binaries_here() -> None:
+    assert "--for serve-elsewhere" in make("-n", "serve", "URL=http://h:8000")
+
+
+def test_a_config_without_a_model_is_refused_unless_the_same_make_serves_it() -> None:
+    words = ["make", "-n", "loadtest", "CONFIG=b8"]
+    refused = subprocess.run(words, cwd=layout.CHECKOUT, capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 2 and "make loadtest MODEL=resnet50 CONFIG=b8" in refused.stderr
+    assert commands("serve", "loadtest", "CONFIG=b8") == [
+        ".venv/bin/brim serve --config b8 --run", ".venv/bin/brim loadtest",
+    ]  # fmt: skip
 
 
 def test_every_target_that_sets_up_names_needs_that_exist() -> None:

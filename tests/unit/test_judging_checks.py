@@ -211,12 +211,12 @@ def test_the_cross_check_is_the_other_generators_median() -> None:
 
 
 def test_rule_6_puts_the_engine_alone_beside_the_served_rate() -> None:
-    held = checks.in_process_ceiling(40.0, 50.0)
+    held = checks.in_process_ceiling(0.8, 50.0)
     assert (held.state, held.value, held.bound) == ("held", 0.8, 1.05)
-    assert checks.in_process_ceiling(52.0, 50.0).state == "held"
-    assert checks.in_process_ceiling(53.0, 50.0).state == "broken"
-    assert checks.in_process_ceiling(40.0, None).state == "broken"
-    assert checks.in_process_ceiling(40.0, None, not_run="a known server has no engine").state == "not_applicable"
+    assert checks.in_process_ceiling(1.04, 50.0).state == "held"
+    assert checks.in_process_ceiling(1.06, 50.0).state == "broken"
+    assert checks.in_process_ceiling(None, None).state == "broken"
+    assert checks.in_process_ceiling(None, None, not_run="a known server has no engine").state == "not_applicable"
 
 
 def test_rule_7_wants_every_response_well_formed_and_the_sample_equal() -> None:

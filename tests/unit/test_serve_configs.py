@@ -108,7 +108,7 @@ def test_a_preferred_batch_below_the_largest_is_fine_where_batches_may_wait(tmp_
 
 @pytest.mark.parametrize("bad", ["absent.toml", "."])
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, bad: str) -> None:
-    with pytest.raises(UsageError, match="name a TOML file that holds configs"):
+    with pytest.raises(UsageError, match="name a TOML file with --configs"):
         read_configs(tmp_path / bad)
 
 

@@ -283,6 +283,20 @@ def disk_ready(record: Server, out: Path) -> Server:
     return record
 
 
+def test_a_remote_server_is_nobodys_and_is_not_even_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def must_not_ask(*_: object) -> str:
+        raise AssertionError("a host that is only allowed for this command must not be asked without leave")
+
+    monkeypatch.setattr(ledger, "answered_by", must_not_ask)
+    assert not ledger.is_ours(server(mode="remote", http="http://gpu.example:8000", pid=None))
+
+
+def test_a_server_is_ours_only_if_it_answers_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, ours in ((ID, True), ("triton", False), (None, False)):
+        monkeypatch.setattr(ledger, "answered_by", lambda _, name=name: name)
+        assert ledger.is_ours(server()) is ours
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [(None, "does not answer"), ("triton", "'triton', a stranger"), ("brim-other", "'brim-other', a stranger")],

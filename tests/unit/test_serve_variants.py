@@ -13,8 +13,9 @@ import pytest
 from brim import disk, layout
 from brim.errors import NoResource, UsageError
 from brim.records import ModelCard, ServingConfig, Tensor, Variant
+from serve.configs import Mode
 from serve.known import known_server, read_executions
-from serve.variants import build, load_variant, place, plan_variants, variant_from_name
+from serve.variants import build, load_variant, place, plan_variants
 
 
 def export(out: Path, name: str, content: bytes = b"onnx", precision: str = "fp32") -> ModelCard:
@@ -60,9 +61,14 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path / "repository"
 
 
+def variant(name: str, out: Path, mode: Mode = "embedded") -> Variant:
+    (planned,) = plan_variants([name], [], out=out, configs_file=None, mode=mode)
+    return planned
+
+
 @pytest.fixture
 def net(out: Path) -> Variant:
-    return variant_from_name("net__b4", out=out, configs_file=None, mode="embedded")
+    return variant("net__b4", out)
 
 
 # ---------------------------------------------------------------------------- which
@@ -143,11 +149,6 @@ def test_with_nothing_exported_the_next_step_is_named(tmp_path: Path) -> None:
         names(tmp_path, [], [])
 
 
-def test_a_name_without_a_config_is_no_variant(out: Path) -> None:
-    with pytest.raises(UsageError, match="'net' is not a variant; write <model>__<config>, e.g. net__b4"):
-        variant_from_name("net", out=out, configs_file=None, mode="embedded")
-
-
 # ---------------------------------------------------------------------------- their folders
 
 
@@ -166,18 +167,18 @@ def test_an_embedded_variant_is_its_config_its_record_its_model_py_and_a_hard_li
 def test_a_docker_variant_is_its_config_its_record_and_the_model_readable_by_the_containers_user(
     out: Path, repository: Path
 ) -> None:
-    variant = variant_from_name("net__b4", out=out, configs_file=None, mode="docker")
-    folder = build(variant, out=out, repository=repository, viewed=())
+    one = variant("net__b4", out, mode="docker")
+    folder = build(one, out=out, repository=repository, viewed=())
     assert set(contents(folder)) == {"config.pbtxt", "variant.json", "1/model.onnx"}
     assert folder.stat().st_mode & 0o777 == 0o755
     assert (folder / "config.pbtxt").stat().st_mode & 0o777 == 0o644
 
 
 def test_a_known_servers_record_comes_back_whole(repository: Path, out: Path) -> None:
-    variant = variant_from_name("sleep:service_ms=2.5__b8", out=out, configs_file=None, mode="embedded")
-    folder = build(variant, out=out, repository=repository, viewed=())
+    one = variant("sleep:service_ms=2.5__b8", out)
+    folder = build(one, out=out, repository=repository, viewed=())
     assert (folder / "1/model.py").read_bytes() == (layout.CHECKOUT / "serve/models/sleep.py").read_bytes()
-    assert load_variant(repository, "sleep__b8") == variant
+    assert load_variant(repository, "sleep__b8") == one
 
 
 def test_across_file_systems_the_model_is_copied(net: Variant, out: Path, repository: Path) -> None:
