@@ -5,6 +5,7 @@ What every verb shares lives here too: --json, --quiet, -v, --out, signals, and 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
@@ -17,7 +18,7 @@ from typing import Any, NoReturn
 
 import click
 
-from brim import __version__, disk, layout
+from brim import __version__, codec, disk, layout
 from brim.errors import BrimError, Interrupted, did_you_mean
 from brim.say import Say
 
@@ -113,7 +114,10 @@ def verb(help_line: str) -> Callable[[Callable[..., Any]], click.Command]:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command line and end the process with the contract's exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    code, word = _run(arguments)
+    code, word, message = _run(arguments)
+    if message is not None and "--json" in arguments:  # no command got as far as its own document
+        with contextlib.suppress(OSError):
+            print(codec.to_json({"error": message, "exit_code": code, "word": word}), flush=True)
     if code:
         print(f"brim: exit {code} ({word})", file=sys.stderr, flush=True)
     sys.exit(code)
@@ -128,28 +132,29 @@ class Outcome(Exception):
         self.word = word
 
 
-def _run(arguments: Sequence[str]) -> tuple[int, str]:
+def _run(arguments: Sequence[str]) -> tuple[int, str, str | None]:
+    """Exit code, its word, and the error's message if the command ended without its own document."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _first_signal)
     try:
         code = front_door.main(args=list(arguments), prog_name="brim", standalone_mode=False)
-        return (code if isinstance(code, int) else 0), "failed"
+        return (code if isinstance(code, int) else 0), "failed", None
     except Outcome as outcome:
-        return outcome.code, outcome.word
+        return outcome.code, outcome.word, None
     except click.ClickException as error:
         return _told(" ".join(error.format_message().split()), 2, "usage")
     except BrimError as error:
         return _told(str(error), error.exit_code, error.word)
     except Interrupted as stopped:
-        return stopped.exit_code, stopped.word
+        return stopped.exit_code, stopped.word, str(stopped)
     except (click.Abort, KeyboardInterrupt):
-        return 130, "aborted"
+        return 130, "aborted", "stopped by a signal"
     except ModuleNotFoundError as missing:
         layer = f"`brim {arguments[0]}` needs the package {missing.name!r}, which is not installed here"
         return _told(f"{layer}; `make {arguments[0]}` installs what it needs", 2, "usage")
     except (BrokenPipeError, SystemExit):  # click turns the one into the other
         _forget_stdout()  # the reader left; what was measured is on disk
-        return 0, ""
+        return 0, "", None
     except OSError as error:
         if error.errno not in disk.NO_ROOM:
             return _bug(error, arguments)
@@ -160,7 +165,7 @@ def _run(arguments: Sequence[str]) -> tuple[int, str]:
         return _bug(error, arguments)
 
 
-def _bug(error: Exception, arguments: Sequence[str]) -> tuple[int, str]:
+def _bug(error: Exception, arguments: Sequence[str]) -> tuple[int, str, str]:
     if {"-v", "--verbose"} & set(arguments):
         traceback.print_exc()
     where = traceback.extract_tb(error.__traceback__)[-1]
@@ -172,9 +177,10 @@ def _forget_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def _told(message: str, code: int, word: str) -> tuple[int, str]:
-    print(f"brim: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    return code, word
+def _told(message: str, code: int, word: str) -> tuple[int, str, str]:
+    message = " ".join(message.split())
+    print(f"brim: {message}", file=sys.stderr, flush=True)
+    return code, word, message
 
 
 def _first_signal(signum: int, frame: FrameType | None) -> None:

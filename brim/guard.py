@@ -85,7 +85,7 @@ def read_allowed(project_file: Path | None) -> dict[str, TargetLimit]:
         where = f"{project_file}: [targets.{host!r}]"
         if not isinstance(table, dict) or "max_rate_per_s" not in table:
             raise UsageError(f"{where}: give it max_rate_per_s, the most that may be sent there")
-        allowed[host] = codec.build(TargetLimit, {"host": host, **table}, where=where)
+        allowed[host.lower()] = codec.build(TargetLimit, {"host": host.lower(), **table}, where=where)
     return allowed
 
 

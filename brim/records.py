@@ -205,6 +205,10 @@ class TargetLimit:
     host: str
     max_rate_per_s: float | None = None
 
+    def __post_init__(self) -> None:
+        cap = self.max_rate_per_s
+        _require(cap is None or cap > 0, f"max_rate_per_s of {self.host} is {cap}, must be > 0")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:

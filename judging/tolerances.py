@@ -5,9 +5,9 @@ Reads and writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Final
+
+from brim.records import PARITY_BOUNDS
 
 # ---------------------------------------------------------------------------- windows and steady state
 
@@ -60,7 +60,7 @@ AGREE_WINDOWS: Final = 2
 #: A server cannot beat its own engine; this is the noise of two runs at different times.
 CEILING: Final = 1.05
 #: |served - in process| / max |in process|: rounding of another order of additions, no more.
-PARITY: Final[Mapping[str, float]] = MappingProxyType({"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-2})
+PARITY: Final = PARITY_BOUNDS
 
 # ---------------------------------------------------------------------------- what limits, and the verdict
 

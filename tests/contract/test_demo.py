@@ -93,7 +93,7 @@ def rows(folder: Path) -> int:
     return sum(path.stat().st_size for path in (folder / "out" / "demo" / "runs").glob("*/requests/*.bin"))
 
 
-@pytest.mark.parametrize("signals", [["INT"], ["INT", "INT"], ["KILL"]], ids="-".join)
+@pytest.mark.parametrize("signals", [["INT"], ["INT", "INT"]], ids="-".join)
 def test_a_demo_that_is_cut_off_under_load_leaves_no_server(tmp_path: Path, signals: list[str]) -> None:
     child = subprocess.Popen(
         command(tmp_path), cwd=layout.CHECKOUT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -102,7 +102,7 @@ def test_a_demo_that_is_cut_off_under_load_leaves_no_server(tmp_path: Path, sign
     for name in signals:
         child.send_signal(signal.Signals[f"SIG{name}"])
     _, errors = child.communicate(timeout=60)
-    assert child.returncode == (-9 if signals == ["KILL"] else 130), errors
+    assert child.returncode == 130, errors
     assert "Traceback" not in errors
     until("nothing is left", lambda: not left_behind(tmp_path), within_s=20)
     (run,) = layout.runs(tmp_path / "out" / "demo").iterdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -112,3 +113,15 @@ def test_the_first_signal_ends_in_order_and_the_second_at_once(signum: int, code
     assert child.returncode == code
     assert "Traceback" not in errors
     assert errors.splitlines() == ([] if twice else [f"brim: exit {code} (aborted)"])
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(["loadtest", "--json"], 3), (["plan", "--json"], 2), (["loadtest", "--sendrs", "2", "--json"], 2)],
+)
+def test_a_command_that_fails_still_gives_exactly_one_document(tmp_path: Path, words: list[str], code: int) -> None:
+    done = brim(*words, "--out", str(tmp_path)) if words[0] == "loadtest" else brim(*words)
+    assert done.returncode == code
+    document = json.loads(done.stdout)
+    assert document["exit_code"] == code
+    assert document["error"] in done.stderr

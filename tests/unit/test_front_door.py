@@ -79,9 +79,13 @@ def test_a_host_that_only_loads_needs_no_framework(modules: str, tmp_path: Path)
     for name in NOT_ON_A_LOAD_HOST:
         (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('no {name} here', name={name!r})\n")
     done = subprocess.run(
-        [sys.executable, "-c", f"import {modules}"], cwd=layout.CHECKOUT, env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        [sys.executable, "-c", f"import {modules}"],
+        cwd=layout.CHECKOUT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
     blocked = subprocess.run([sys.executable, "-c", "import torch"], cwd=tmp_path, capture_output=True, text=True)
     assert "no torch here" in blocked.stderr

@@ -155,7 +155,7 @@ EVIDENCE: dict[Verdict, Callable[[], Evidence]] = {
     Verdict.UNSTABLE: lambda: gathered(plan(), slowing_server),
     Verdict.FAILING: lambda: gathered(plan(), busy_server, rejecting),
     Verdict.SERVER_LOST: lambda: replace(gathered(plan(), busy_server, lost), lost="process 7 has ended"),
-    Verdict.ABORTED: lambda: replace(gathered(plan(), busy_server, most=2), interrupted=Interrupted(2)),
+    Verdict.ABORTED: lambda: replace(gathered(plan(), busy_server, most=2), interrupted=True),
 }
 
 
