@@ -27,7 +27,7 @@ def die_with(parent: int) -> None:
 def undisturbed() -> Iterator[None]:
     """SIGINT and SIGTERM wait until the block is done: for bookkeeping that has no good moment to stop.
 
-    Start no process inside: it would inherit the blocked signals.
+    A process that is started inside inherits the blocked signals, unless it is given a mask of its own.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:

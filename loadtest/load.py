@@ -53,13 +53,14 @@ def run_load(
     *,
     index: int,
     purpose: str,
+    bins: int,
     suffices: Callable[[Sequence[StatsRead]], bool],
     progress: Callable[[float, float], None],
     pause: Callable[[float], None] = time.sleep,
 ) -> Loaded:
     """Send one load point and give what came of it; a lost server or a dead child is an outcome, not an exception.
 
-    The driver is stopped as soon as the record is as long as the batch period asks for and `suffices` says that it
+    The driver is stopped as soon as the record is as long as `bins` batch periods ask for and `suffices` says that it
     holds what it was made for (spec.seconds bounds it); whatever ends this function, the children have ended
     before it returns.
     """
@@ -71,7 +72,7 @@ def run_load(
     try:
         reader.watch_clients(running.pids)
         enough = None if driver.ends_itself else suffices
-        lost = _watch(running, plan, reader, reads, spec.seconds, enough, progress, pause)
+        lost = _watch(running, plan, reader, reads, spec.seconds, bins, enough, progress, pause)
     except Interrupted as stopped:
         interrupted = stopped
     result, stopped_late = _end(running, stop=interrupted is not None or not driver.ends_itself or lost)
@@ -104,6 +105,7 @@ def _watch(
     reader: StatisticsReader,
     reads: list[StatsRead],
     limit_s: float,
+    bins: int,
     suffices: Callable[[Sequence[StatsRead]], bool] | None,
     progress: Callable[[float, float], None],
     pause: Callable[[float], None],
@@ -124,7 +126,7 @@ def _watch(
                 return True
         elapsed_s = (time.monotonic_ns() - start_ns) / 1e9
         period_s = batch_period_s([r for r in reads if r.before_ns > start_ns])
-        wanted_s = min(plan.record_for(period_s) + longer_s, limit_s) if period_s else limit_s
+        wanted_s = min(plan.record_for(period_s, bins) + longer_s, limit_s) if period_s else limit_s
         progress(elapsed_s, wanted_s)
         if suffices is not None and elapsed_s >= wanted_s:
             if elapsed_s >= limit_s or suffices(reads):

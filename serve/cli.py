@@ -217,7 +217,7 @@ def _preflight(request: Request, variants: Sequence[Variant], old: Server | None
         raise NotReady("no docker engine answers (`docker info` says why); start it, or use --mode embedded")
     if request.mode == "embedded":
         prerequisites.check()
-        _require_shared_memory(variants)
+        embedded.require_shared_memory(variants)
 
 
 def _start(say: Say, request: Request, built: Built) -> int:
@@ -235,15 +235,6 @@ def _start(say: Say, request: Request, built: Built) -> int:
             wait_s=request.wait_s,
         )
     return _tell(say, _look(server), built.failed)
-
-
-def _require_shared_memory(variants: Sequence[Variant]) -> None:
-    need, free = choice.shared_memory_bytes(variants), host.free_bytes(ledger.SHM)
-    if need > free:
-        raise NoResource(
-            f"{ledger.SHM} has {free / 2**20:.0f} MiB left, these variants need {need / 2**20:.0f}; serve fewer, use a "
-            "smaller max_batch, or make it larger (docker: --shm-size)"
-        )
 
 
 def _docker_command(request: Request, names: Sequence[str], server_id: str) -> tuple[list[str], Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from brim import disk, layout
 from brim.errors import NoResource, NotReady
+from brim.offspring import undisturbed
 from brim.records import Server, Variant
 from brim.say import Say
 from serve import choice, host, ledger, prerequisites, readiness
@@ -235,7 +236,7 @@ def _spawned(
     pipe, watcher = _start_watcher(server_id, note)
     pid: int | None = None
     try:
-        with _undisturbed():
+        with undisturbed():
             pid = _spawn(command, environment, Path(environment["BRIM_SERVER_FOLDER"]) / "log", cpus)
             os.write(pipe, f"{pid}\n".encode())
         yield pid
@@ -264,16 +265,6 @@ def _start_watcher(server_id: str, note: Path) -> tuple[int, int]:
     )
     os.close(reading)
     return writing, watcher
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Signals wait: between a process and the knowledge of its pid there is no good moment to stop."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_now(pid: int) -> None:

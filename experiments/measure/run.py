@@ -22,13 +22,13 @@ from experiments.measure import alone, ledger, show, targets
 from experiments.measure.answer import Alone, Evidence, MeasuredLoad, agree_within, answer
 from experiments.measure.steps import FIGURE_ROUNDS, Done, Plan, Purpose, Step, next_step
 from judging import windows as judged
-from judging.steady import steady
+from judging.steady import Steady, first_fifth, steady
 from loadtest import payload, prepared
 from loadtest.driver import Driver, LoadSpec
 from loadtest.load import Loaded, run_load
 from loadtest.locust_driver import LocustDriver
 from loadtest.perf_analyzer_driver import PerfAnalyzerDriver, available
-from loadtest.plan import LOAD_LIMIT_SECONDS, LoadPlan
+from loadtest.plan import BINS, LOAD_LIMIT_SECONDS, SEARCH_BINS, LoadPlan
 from loadtest.rows import read_rows
 from loadtest.statistics_reader import StatisticsReader
 
@@ -215,8 +215,8 @@ def _send(bench: _Bench, step: Step) -> None:
         return any(w.kind == "measured" and not (steadily and w.unstable) for w in windows)
 
     loaded = run_load(
-        driver, spec, bench.request.plan, bench.reader, index=index, purpose=step.purpose, suffices=suffices,
-        progress=progress,
+        driver, spec, bench.request.plan, bench.reader, index=index, purpose=step.purpose,
+        bins=BINS if step.purpose == "figure" else SEARCH_BINS, suffices=suffices, progress=progress,
     )  # fmt: skip
     with undisturbed():
         measured = _book(bench, step, loaded)
@@ -324,10 +324,18 @@ def _cut(
     bench.period_s = period_ns / 1e9
     start_ns, until_ns = int(rows["sent_ns"].min()), int(rows["sent_ns"].max())
     state = steady(done_ns, items, start_ns=start_ns, end_ns=until_ns, period_ns=period_ns)
-    return judged.cut_windows(
-        rows, reads, generator=generator, point=point, steady=state, until_ns=until_ns, period_ns=period_ns,
-        min_seconds=plan.window_seconds, min_batches=plan.window_batches, max_seconds=plan.window_limit_seconds,
-    )  # fmt: skip
+
+    def windows_from(state: Steady) -> list[Window]:
+        return judged.cut_windows(
+            rows, reads, generator=generator, point=point, steady=state, until_ns=until_ns, period_ns=period_ns,
+            min_seconds=plan.window_seconds, min_batches=plan.window_batches, max_seconds=plan.window_limit_seconds,
+        )  # fmt: skip
+
+    windows = windows_from(state)
+    if generator == "perf_analyzer" and not any(w.kind == "measured" for w in windows):
+        # It cannot be told to go on until a window fits behind the cut; the server is warm from the load before it.
+        return windows_from(first_fifth(state, start_ns, until_ns))
+    return windows
 
 
 def _run_alone(bench: _Bench) -> tuple[float, ...]:

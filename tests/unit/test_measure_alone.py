@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,16 +156,19 @@ def test_a_kept_response_that_does_not_hold_together_is_named(model: Path, pool:
         compare(model, pool, [kept], tmp_path)
 
 
-def test_the_ceiling_is_the_batch_over_the_median_batch_of_an_engine_in_a_process_of_its_own(
+def test_the_ceiling_is_the_batch_over_the_median_batch_summed_over_as_many_engines_as_there_are_instances(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layout, "stub_python", lambda: Path(sys.executable))  # where only unit tests run there is none
     monkeypatch.setattr(alone, "CEILING_SECONDS", 0.05)
-    rate = alone.ceiling(VARIANT, model, 4, tmp_path)
-    told = json.loads((tmp_path / "result.json").read_text())
-    assert rate == pytest.approx(4 / told["batch_s"]["median"])
-    assert (told["batch"], told["threads"], told["provider"]) == (4, 1, "CPUExecutionProvider")
-    assert told["seconds"] >= 0.05
+    twofold = replace(VARIANT, config=replace(VARIANT.config, instances=2))
+    rate = alone.ceiling(twofold, model, 4, tmp_path)
+    told = [json.loads(file.read_text()) for file in tmp_path.glob("*/result.json")]
+    assert len(told) == 2
+    assert rate == pytest.approx(sum(4 / one["batch_s"]["median"] for one in told))
+    for one in told:
+        assert (one["batch"], one["threads"]) == (4, 1)
+        assert one["seconds"] >= 0.05
 
 
 def test_an_engine_that_cannot_open_the_model_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
