@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import click
 
-from brim import __version__, codec, disk, layout
+from brim import __version__, codec, disk, layout, say
 from brim.errors import BrimError, Interrupted, did_you_mean
 from brim.say import Say
 
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command line and end the process with the contract's exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     code, word, message = _run(arguments)
-    if message is not None and "--json" in arguments:  # no command got as far as its own document
+    if message is not None and "--json" in arguments and not say.documents:
         with contextlib.suppress(OSError):
             print(codec.to_json({"error": message, "exit_code": code, "word": word}), flush=True)
     if code:

@@ -8,6 +8,9 @@ from typing import Any
 
 from brim import codec
 
+#: Documents that this process has given: the front door gives one in place of a command that could not.
+documents = 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Say:
@@ -38,5 +41,7 @@ class Say:
 
     def document(self, record: Any) -> None:
         """The result for a program: the one JSON document of --json (stdout)."""
+        global documents
         if self.json:
+            documents += 1
             print(codec.to_json(record, indent=2), flush=True)
