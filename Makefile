@@ -85,10 +85,18 @@ bundle:
 	$(ensure) bundle
 	$(strip $(BRIM) bundle $(if $(HAVE),--have $(HAVE)) $(out) $(ARGS))
 
-## test        all tests
+# The unit tests run beside the contract tests that wait for pip and torch; what measures comes after those.
+PYTEST = .venv/bin/python -m pytest
+define all_tests
+@units=$$(mktemp); $(PYTEST) tests/unit >"$$units" 2>&1 & beside=$$!; \
+$(PYTEST) tests/contract/test_install_setup.py tests/contract/test_export.py tests/contract; contract=$$?; \
+wait $$beside; unit=$$?; cat "$$units"; rm -f "$$units"; [ $$contract = 0 ] && [ $$unit = 0 ]
+endef
+
+## test        all tests; with ARGS= only what pytest is told
 test:
 	$(ensure) test
-	$(strip .venv/bin/python -m pytest $(ARGS))
+	$(if $(ARGS),$(PYTEST) $(ARGS),$(all_tests))
 
 ## check       format, lint, types, import rules, unit tests: what a commit must pass
 check:

@@ -85,7 +85,7 @@ def test_perf_analyzer_runs_on_this_machine() -> None:
 
 def test_rows_csv_server_log_and_the_closed_form_agree(served: Served, tmp_path: Path) -> None:
     before = served.inferences()
-    result = start(served.target(), tmp_path, seconds=10.0).finish()
+    result = start(served.target(), tmp_path, seconds=6.0).finish()
     assert (result.ended, result.reason, result.errors) == ("finished", "", {})
     assert result.sent == result.ok == result.items_ok == served.inferences() - before
     rows = read_rows(tmp_path)
