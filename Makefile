@@ -85,12 +85,15 @@ bundle:
 	$(ensure) bundle
 	$(strip $(BRIM) bundle $(if $(HAVE),--have $(HAVE)) $(out) $(ARGS))
 
-# The unit tests run beside the contract tests that wait for pip and torch; what measures comes after those.
+# What needs no server of its own runs beside the contract tests that wait for pip, torch and servers; what measures
+# comes after all of those.
 PYTEST = .venv/bin/python -m pytest
+gpu_tests = tests/contract/test_gpu_check.py
+first = $(addprefix tests/contract/test_,install_setup.py export.py serve_server_live.py serve_models.py)
 define all_tests
-@units=$$(mktemp); $(PYTEST) tests/unit >"$$units" 2>&1 & beside=$$!; \
-$(PYTEST) tests/contract/test_install_setup.py tests/contract/test_export.py tests/contract; contract=$$?; \
-wait $$beside; unit=$$?; cat "$$units"; rm -f "$$units"; [ $$contract = 0 ] && [ $$unit = 0 ]
+@beside=$$(mktemp); $(PYTEST) tests/unit $(gpu_tests) >"$$beside" 2>&1 & pid=$$!; \
+$(PYTEST) $(first) tests/contract --ignore=$(gpu_tests); contract=$$?; \
+wait $$pid; unit=$$?; cat "$$beside"; rm -f "$$beside"; [ $$contract = 0 ] && [ $$unit = 0 ]
 endef
 
 ## test        all tests; with ARGS= only what pytest is told
