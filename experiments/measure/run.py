@@ -20,9 +20,9 @@ from brim.records import LoadPoint, Run, Saturation, StatsRead, Target, TargetLi
 from brim.say import Say
 from experiments.measure import alone, ledger, show, targets
 from experiments.measure.answer import Alone, Evidence, MeasuredLoad, agree_within, answer
+from experiments.measure.cut import period_ns, windows_of
 from experiments.measure.steps import FIGURE_ROUNDS, Done, Plan, Purpose, Step, next_step
 from judging import windows as judged
-from judging.steady import Steady, first_fifth, steady
 from loadtest import payload, prepared
 from loadtest.driver import Driver, LoadSpec
 from loadtest.load import Loaded, run_load
@@ -299,43 +299,23 @@ def _judged(bench: _Bench, loaded: Loaded) -> MeasuredLoad:
         load=load,
         windows=tuple(windows),
         rows=rows,
-        period_ns=_period_ns(rows, loaded.reads),
+        period_ns=period_ns(rows, loaded.reads),
         kept=alone.Kept(folder=loaded.folder, samples=loaded.samples),
         reads=loaded.reads,
         restarted=restarted,
     )
 
 
-def _period_ns(rows: judged.Rows, reads: Sequence[StatsRead]) -> int:
-    sent_ns = rows["sent_ns"]
-    if not len(rows):
-        return 1
-    return judged.batch_period_ns(reads, rows, from_ns=int(sent_ns.min()), until_ns=int(sent_ns.max()))
-
-
 def _cut(
     bench: _Bench, rows: judged.Rows, reads: Sequence[StatsRead], generator: judged.Generator, point: LoadPoint
 ) -> list[Window]:
-    """The windows in a load's rows, from where it is steady to where sending stopped."""
-    done_ns, items = judged.answered(rows)
-    if not len(done_ns):
-        return []
-    plan, period_ns = bench.request.plan, _period_ns(rows, reads)
-    bench.period_s = period_ns / 1e9
-    start_ns, until_ns = int(rows["sent_ns"].min()), int(rows["sent_ns"].max())
-    state = steady(done_ns, items, start_ns=start_ns, end_ns=until_ns, period_ns=period_ns)
-
-    def windows_from(state: Steady) -> list[Window]:
-        return judged.cut_windows(
-            rows, reads, generator=generator, point=point, steady=state, until_ns=until_ns, period_ns=period_ns,
-            min_seconds=plan.window_seconds, min_batches=plan.window_batches, max_seconds=plan.window_limit_seconds,
-        )  # fmt: skip
-
-    windows = windows_from(state)
-    if generator == "perf_analyzer" and not any(w.kind == "measured" for w in windows):
-        # It cannot be told to go on until a window fits behind the cut; the server is warm from the load before it.
-        return windows_from(first_fifth(state, start_ns, until_ns))
-    return windows
+    plan = bench.request.plan
+    if len(rows):
+        bench.period_s = period_ns(rows, reads) / 1e9
+    return windows_of(
+        rows, reads, generator=generator, point=point, min_seconds=plan.window_seconds,
+        min_batches=plan.window_batches, max_seconds=plan.window_limit_seconds,
+    )  # fmt: skip
 
 
 def _run_alone(bench: _Bench) -> tuple[float, ...]:

@@ -1,0 +1,51 @@
+"""From a load's rows and reads to its windows: where it is steady, and how long a batch takes. Pure.
+
+The same functions while a load is running and on the files of a finished run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from brim.records import LoadPoint, StatsRead, Window
+from judging.steady import Steady, first_fifth, steady
+from judging.windows import Generator, Rows, answered, batch_period_ns, cut_windows
+
+
+def period_ns(rows: Rows, reads: Sequence[StatsRead]) -> int:
+    """From batch to batch while the load was sending; 1 if nothing was sent."""
+    sent_ns = rows["sent_ns"]
+    if not len(rows):
+        return 1
+    return batch_period_ns(reads, rows, from_ns=int(sent_ns.min()), until_ns=int(sent_ns.max()))
+
+
+def windows_of(
+    rows: Rows,
+    reads: Sequence[StatsRead],
+    *,
+    generator: Generator,
+    point: LoadPoint,
+    min_seconds: float,
+    min_batches: int,
+    max_seconds: float,
+) -> list[Window]:
+    """The windows of a load (rows by completion), from where it is steady to where sending stopped."""
+    done_ns, items = answered(rows)
+    if not len(done_ns):
+        return []
+    batch_ns = period_ns(rows, reads)
+    start_ns, until_ns = int(rows["sent_ns"].min()), int(rows["sent_ns"].max())
+    state = steady(done_ns, items, start_ns=start_ns, end_ns=until_ns, period_ns=batch_ns)
+
+    def windows_from(state: Steady) -> list[Window]:
+        return cut_windows(
+            rows, reads, generator=generator, point=point, steady=state, until_ns=until_ns, period_ns=batch_ns,
+            min_seconds=min_seconds, min_batches=min_batches, max_seconds=max_seconds,
+        )  # fmt: skip
+
+    windows = windows_from(state)
+    if generator == "perf_analyzer" and not any(w.kind == "measured" for w in windows):
+        # It cannot be told to go on until a window fits behind the cut; the server is warm from the load before it.
+        return windows_from(first_fifth(state, start_ns, until_ns))
+    return windows

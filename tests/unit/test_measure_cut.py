@@ -1,0 +1,61 @@
+"""A load's windows: perf_analyzer, which cannot go on until one fits, gets its window; Locust goes on instead."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from brim.records import LoadPoint, Verdict, Window
+from experiments.measure.cut import period_ns, windows_of
+from judging.rows import ROW_DTYPE
+from judging.verdict import Facts, because, verdict
+
+MS = 1_000_000
+
+
+def ramp_then_steady(seconds: float, ramp_s: float) -> np.ndarray:
+    """Batches of 4 every 100 ms, every 130 ms while it ramps: the cut falls where the ramp ends."""
+    ends, at = [], 0.0
+    while at < seconds:
+        at += 0.13 if at < ramp_s else 0.1
+        ends += [round(at * 1e9) + i * 1000 for i in range(4)]
+    rows = np.zeros(len(ends), dtype=ROW_DTYPE)
+    rows["done_ns"], rows["items"] = ends, 1
+    rows["sent_ns"] = rows["intended_ns"] = np.maximum(0, rows["done_ns"] - 200 * MS)
+    return rows
+
+
+def cut(rows: np.ndarray, generator: Literal["locust", "perf_analyzer"]) -> list[Window]:
+    windows = windows_of(
+        rows, (), generator=generator, point=LoadPoint(concurrency=8), min_seconds=10, min_batches=40, max_seconds=60
+    )
+    return [w for w in windows if w.kind == "measured"]
+
+
+def test_a_record_whose_cut_leaves_no_window_gives_one_to_perf_analyzer_alone_and_it_says_so() -> None:
+    rows = ramp_then_steady(16.0, 6.8)
+    assert cut(rows, "locust") == []
+    (window,) = cut(rows, "perf_analyzer")
+    assert window.seconds >= 10
+    assert "its first fifth was taken as warm-up" in window.reasons
+
+
+def test_a_record_that_is_steady_is_cut_alike_for_both() -> None:
+    rows = ramp_then_steady(16.0, 0.0)
+    (one,), (other,) = cut(rows, "locust"), cut(rows, "perf_analyzer")
+    assert one.items_per_s == other.items_per_s == pytest.approx(40, rel=0.01)
+    assert not any("first fifth" in reason for reason in other.reasons)
+
+
+def test_nothing_sent_has_no_window() -> None:
+    rows = np.zeros(0, dtype=ROW_DTYPE)
+    assert cut(rows, "locust") == []
+    assert period_ns(rows, ()) == 1
+
+
+def test_reaching_the_rate_that_the_user_allows_is_no_capacity_of_the_server() -> None:
+    facts = Facts(throttled=True, doubling_gain=0.0, further_sender_gain=0.0)
+    assert verdict(facts) is Verdict.CLIENT_LIMITED
+    assert "you allow" in because(facts)
