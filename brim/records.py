@@ -211,6 +211,21 @@ class TargetLimit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """How a target is reached beyond its URL. Paths only: what the files hold is read where it is sent, never kept."""
+
+    tls_ca: str | None = None  # PEM file; None = the system's authorities
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)  # header name -> file that holds its value
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.tls_cert is None) == (self.tls_key is None), "a client certificate and its key go together, give both"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """A served model wherever it is, as its own server describes it."""
 
@@ -226,10 +241,18 @@ class Target:
     item: str = "item"
     variant: Variant | None = None
     server: Server | None = None  # if Brim started it
+    access: Access = Access()
+    steps: tuple[str, ...] = ()  # composing models of an ensemble, in the order of its configuration
 
     @property
     def full(self) -> int:
         return 2 * max(1, self.max_batch) * max(1, self.instances)
+
+
+#: How bytes leave.
+Sender = Literal["locust_http", "grpc_aio", "tritonclient_http", "tritonclient_grpc", "perf_analyzer"]
+Protocol = Literal["http", "grpc"]
+Transport = Literal["wire", "shared_memory", "cuda_shared_memory"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,11 +265,12 @@ class LoadPoint:
     arrivals: Literal["constant", "poisson"] | None = None
     seed: int | None = None
     items_per_request: int = 1
-    protocol: Literal["http", "grpc"] = "http"
-    transport: Literal["wire", "shared_memory", "cuda_shared_memory"] = "wire"
+    protocol: Protocol = "http"
+    transport: Transport = "wire"
     payload: str = "random"
-    sender: str = "locust_http"
+    sender: Sender = "locust_http"
     senders: int = 1
+    compression: Literal["none", "gzip"] = "none"
 
     def __post_init__(self) -> None:
         if self.mode == "closed":
@@ -277,6 +301,31 @@ ROW_SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepCount:
+    """Counters of one composing model of an ensemble: cumulative in a read, their difference in a window."""
+
+    inference_count: int
+    execution_count: int
+    success_count: int
+    queue_ns: int
+    busy_ns: int
+    instances: int = 1
+
+    def busy_share(self, seconds: float) -> float:
+        return self.busy_ns / (self.instances * seconds * 1e9)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """The GPUs together, from Triton's metrics: mean utilization, sums of the rest; None = not told, or no number."""
+
+    utilization: float | None  # 0 to 1
+    power_w: float | None
+    memory_used_bytes: float | None
+    memory_total_bytes: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StatsRead:
     """One read of a model's cumulative counters on the server, with the processor time spent until then."""
 
@@ -295,10 +344,16 @@ class StatsRead:
     server_cpu_s: float | None  # None where the server is not on this machine
     machine_busy_s: float | None  # of all cores together, since boot
     machine_total_s: float | None
+    steps: Mapping[str, StepCount] = field(default_factory=dict)  # an ensemble's composing models
+    gpu: Gpu | None = None  # from the metrics endpoint; None = no such endpoint, or it did not answer
 
     @property
     def middle_ns(self) -> int:
         return (self.before_ns + self.after_ns) // 2
+
+
+#: What a load was for. `transfer`: the same items another way, with fewer bytes on the wire.
+Purpose = Literal["search", "one_more_sender", "transfer", "figure", "cross_check"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,7 +362,7 @@ class Load:
 
     index: int
     generator: Literal["locust", "perf_analyzer", "loadgen"]
-    purpose: Literal["search", "figure", "cross_check", "one_more_sender"]
+    purpose: Purpose
     point: LoadPoint
     workers: tuple[int, ...]
     start_ns: int
@@ -323,6 +378,8 @@ class Load:
     ended: Literal["finished", "stopped", "crashed", "server_lost"]
     errors: Mapping[str, int] = field(default_factory=dict)  # what the server or the socket said -> how often
     reasons: tuple[str, ...] = ()
+    server_start: int = 0  # which start of the server it met, from 0
+    request_bytes: int | None = None  # what one request puts on the wire
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -351,6 +408,7 @@ class ServerDelta:
     batch_counts: Mapping[str, int]  # batch size -> executions
     busy_ns: int  # input + infer + output over executions, from batch_stats
     infer_ns: int
+    steps: Mapping[str, StepCount] = field(default_factory=dict)
 
     @property
     def effective_batch(self) -> float | None:
@@ -392,6 +450,8 @@ class Window:
     latency_ms: Latency | None
     server: ServerDelta | None = None
     cpu: Cpu | None = None
+    gpu: Gpu | None = None  # mean over the reads of the window
+    load: int | None = None  # index of its line in loads.jsonl
     unstable: bool = False
     reasons: tuple[str, ...] = ()
 
@@ -466,6 +526,27 @@ class CrossCheck:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """One load as the report shows it: what was asked, what came of it, and what that is worth."""
+
+    load: int  # index of its line in loads.jsonl
+    purpose: Purpose
+    generator: Literal["locust", "perf_analyzer", "loadgen"]
+    server_start: int
+    at: LoadPoint
+    items_per_s: float | None  # mean of its measured windows
+    ci95: tuple[float, float] | None  # within this load
+    latency_ms: Latency | None
+    effective_batch: float | None
+    queue_ms: float | None
+    server_ms: float | None  # the server's own duration of a request: queue, input, infer, output
+    server_busy: float | None
+    batch_counts: Mapping[str, int]  # batch size -> executions
+    verdict: Literal["steady", "unstable", "failing", "no_window", "server_lost", "crashed"]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
     """Where and with what it was measured: `machine` must be equal for two runs to be compared."""
 
@@ -518,3 +599,10 @@ class Saturation:
     seconds_spent: float
     item: str = "item"
     in_process_items_per_s: float | None = None
+    starts: int = 1  # of the server, over which the figure was taken
+    start_means: tuple[float, ...] = ()  # items/s of each
+    max_batch: int = 0  # 0 = the model does not batch
+    instances: int = 1
+    probes: tuple[Probe, ...] = ()
+    command: str = ""  # that reproduces it
+    scope: str = ""  # what the number is valid for

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, TypedDict
 
-from brim.records import LoadPoint, Status, TargetLimit
+from brim.records import Access, LoadPoint, Status, TargetLimit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +32,8 @@ class LoadSpec:
     samples: int  # how many responses to keep, spread over the run, for the check of values
     allowed: Mapping[str, TargetLimit] = field(default_factory=dict)
     cpus: tuple[int, ...] = ()  # pin the senders to these cores; () = do not pin
+    access: Access = Access()
+    channels: int = 1  # gRPC connections of one sender process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

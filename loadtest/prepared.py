@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from brim import disk
 from brim.records import ELEMENT_BYTES, Tensor
@@ -21,6 +22,15 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """A shared-memory region that the parent made and registered with the server before any sender starts."""
+
+    name: str  # as it is registered
+    key: str  # of the segment: /<key> in /dev/shm; empty for CUDA
+    byte_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Payload:
     """A pool of requests that differ only in their data."""
 
@@ -32,7 +42,10 @@ class Payload:
     inputs: tuple[Tensor, ...]  # shapes as sent, batch dimension included
     outputs: tuple[Tensor, ...]  # shapes as expected, batch dimension included, -1 = any
     members: tuple[Member, ...]
-    request_bytes: int  # of the largest member, head included
+    request_bytes: int  # of the largest member on the wire, head included
+    protocol: Literal["http", "grpc"] = "http"  # a request file holds an HTTP request, or a ModelInferRequest
+    compression: Literal["none", "gzip"] = "none"
+    regions: tuple[Region, ...] = ()  # where inputs travel through shared memory
 
 
 def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int | None:

@@ -16,7 +16,7 @@ from brim import disk, environment, layout
 from brim.errors import BrimError, Interrupted, Lost, NoResource, NotReady, UsageError
 from brim.kserve import KServe
 from brim.offspring import undisturbed
-from brim.records import LoadPoint, Run, Saturation, StatsRead, Target, TargetLimit, Window
+from brim.records import LoadPoint, Run, Saturation, Sender, StatsRead, Target, TargetLimit, Window
 from brim.say import Say
 from experiments.measure import alone, ledger, show, targets
 from experiments.measure.answer import Alone, Evidence, MeasuredLoad, agree_within, answer
@@ -26,10 +26,10 @@ from judging import windows as judged
 from loadtest import payload, prepared
 from loadtest.driver import Driver, LoadSpec
 from loadtest.load import Loaded, run_load
-from loadtest.locust_driver import LocustDriver
 from loadtest.perf_analyzer_driver import PerfAnalyzerDriver, available
 from loadtest.plan import BINS, LOAD_LIMIT_SECONDS, SEARCH_BINS, LoadPlan
 from loadtest.rows import read_rows
+from loadtest.sender_driver import SenderDriver
 from loadtest.statistics_reader import StatisticsReader
 
 #: perf_analyzer decides its length beforehand: a window, and this much for warm-up and the reads at both ends.
@@ -49,6 +49,7 @@ class Request:
     input_data: str | None
     cross_check: bool
     figure_rounds: int = FIGURE_ROUNDS
+    sender: Sender = "locust_http"
 
     @property
     def max_senders(self) -> int:
@@ -132,7 +133,7 @@ def _prepare(run: Run, target: Target, request: Request, out: Path, say: Say) ->
     missing = _no_cross_check(target, request)
     if missing is not None and request.cross_check:
         say.warn(f"no cross-check: {missing}")
-    locust = LocustDriver()
+    locust = SenderDriver()
     engine = targets.engine_file(target)
     reason = "a known server has no engine" if target.variant else "not served by Brim: its engine is not here"
     plan = Plan(
@@ -269,7 +270,7 @@ def _spec(bench: _Bench, step: Step, driver: Driver) -> LoadSpec:
             concurrency=step.concurrency,
             items_per_request=request.items_per_request,
             payload=prepared.load(bench.payload).source,
-            sender="locust_http" if driver.generator == "locust" else "perf_analyzer_http",
+            sender=request.sender if driver.generator == "locust" else "perf_analyzer",
             senders=step.senders,
         ),
         payload=str(bench.payload),

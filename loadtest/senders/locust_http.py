@@ -1,6 +1,6 @@
 """The Locust user that sends prepared requests over keep-alive HTTP/1.1 connections opened by the loopback guard.
 
-senders.run drives it in a child process. It is also a plain locustfile, with or without the web UI:
+senders.locust_run drives it in a child process. It is also a plain locustfile, with or without the web UI:
 
     locust -f loadtest/senders/locust_http.py --host http://127.0.0.1:8000 --brim-model NAME
 

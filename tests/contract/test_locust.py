@@ -24,7 +24,7 @@ from brim.errors import NotReady, UsageError
 from brim.records import LoadPoint, Status, Target
 from loadtest import payload, rows, sampling, target
 from loadtest.driver import LoadResult, LoadSpec, RunningLoad
-from loadtest.locust_driver import LocustDriver
+from loadtest.sender_driver import SenderDriver
 from tests.fakes import QUEUE_FULL, FakeServer, Fault
 
 pytestmark = pytest.mark.contract
@@ -84,7 +84,7 @@ def spec_of(server: FakeServer, run: Path, **changed: Any) -> LoadSpec:
 
 
 def start(spec: LoadSpec) -> RunningLoad:
-    return LocustDriver().start(spec, Path(spec.folder))
+    return SenderDriver().start(spec, Path(spec.folder))
 
 
 def statuses(run: Path) -> Counter[int]:
@@ -283,9 +283,9 @@ def test_a_sender_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from brim import disk\n"
         "from loadtest.driver import LoadSpec\n"
-        "from loadtest.locust_driver import LocustDriver\n"
+        "from loadtest.sender_driver import SenderDriver\n"
         "spec = disk.load(LoadSpec, Path(sys.argv[1]))\n"
-        "load = LocustDriver().start(spec, Path(spec.folder))\n"
+        "load = SenderDriver().start(spec, Path(spec.folder))\n"
         "print(*load.pids, flush=True)\n"
         "time.sleep(60)\n"
     )

@@ -19,7 +19,7 @@ from brim.records import KnownServer, LoadPoint, Server, ServingConfig, Status, 
 from brim.say import Say
 from loadtest import payload, request_bytes, rows, sampling, target
 from loadtest.driver import LoadResult, LoadSpec
-from loadtest.locust_driver import LocustDriver
+from loadtest.sender_driver import SenderDriver
 from serve import embedded, known, variants
 
 pytestmark = pytest.mark.contract
@@ -70,7 +70,7 @@ def loaded(
         drain_s=5.0,
         samples=samples,
     )
-    return found, LocustDriver().start(spec, run / "raw").finish()
+    return found, SenderDriver().start(spec, run / "raw").finish()
 
 
 def test_items_counted_by_the_sender_are_those_counted_by_triton(server: Server, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_a_file_where_the_folder_for_results_should_be_is_named(verb: str, tmp_p
 NOT_ON_A_LOAD_HOST = ("torch", "timm", "torchvision", "onnx", "onnxruntime")
 
 
-@pytest.mark.parametrize("modules", ["experiments.measure.cli, experiments.measure.run", "loadtest.senders.run"])
+@pytest.mark.parametrize("modules", ["experiments.measure.cli, experiments.measure.run", "loadtest.senders.locust_run"])
 def test_a_host_that_only_loads_needs_no_framework(modules: str, tmp_path: Path) -> None:
     for name in NOT_ON_A_LOAD_HOST:
         (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('no {name} here', name={name!r})\n")

@@ -9,7 +9,7 @@ import pytest
 
 from brim.errors import UsageError
 from brim.records import LoadPoint, Status
-from loadtest import locust_driver
+from loadtest import sender_driver
 from loadtest.driver import LoadResult, LoadSpec
 from loadtest.senders.tally import RowFile
 
@@ -35,7 +35,7 @@ def result(worker: int, **changed: Any) -> LoadResult:
 
 def test_the_results_of_senders_are_summed_and_the_worst_end_stands() -> None:
     crashed = result(1, ended="crashed", reason="killed", errors={"x": 1, "y": 1}, no_room=True)
-    assert locust_driver.merged([result(0), crashed, result(2, ended="stopped")]) == LoadResult(
+    assert sender_driver.merged([result(0), crashed, result(2, ended="stopped")]) == LoadResult(
         workers=(0, 1, 2),
         start_ns=10,
         end_ns=22,
@@ -61,18 +61,17 @@ def test_a_sender_that_left_no_result_is_counted_from_its_rows(tmp_path: Path) -
     file.close()
     with (tmp_path / "3.bin").open("ab") as stream:
         stream.write(b"\0" * 17)  # a row that the kill cut off
-    found = locust_driver.recovered(tmp_path / "3.bin", 3, start_ns=1, end_ns=9, reason="signal 9")
+    found = sender_driver.recovered(tmp_path / "3.bin", 3, start_ns=1, end_ns=9, reason="signal 9")
     assert (found.sent, found.ok, found.items_ok, found.ended) == (6, 2, 4, "crashed")
     assert found.sent == found.ok + found.rejected + found.timed_out + found.failed + found.cancelled
-    nothing = locust_driver.recovered(tmp_path / "4.bin", 4, start_ns=1, end_ns=9, reason="signal 9")
+    nothing = sender_driver.recovered(tmp_path / "4.bin", 4, start_ns=1, end_ns=9, reason="signal 9")
     assert (nothing.sent, nothing.ended) == (0, "crashed")
 
 
-def test_points_that_locust_cannot_send_are_told_to_come_later(tmp_path: Path) -> None:
-    for point in (
-        LoadPoint(mode="open", rate_per_s=10.0, arrivals="poisson"),
-        LoadPoint(concurrency=1, protocol="grpc"),
-        LoadPoint(concurrency=1, transport="shared_memory"),
+def test_points_that_no_sender_can_send_are_refused(tmp_path: Path) -> None:
+    for point, why in (
+        (LoadPoint(mode="open", rate_per_s=10.0, arrivals="poisson"), "later"),
+        (LoadPoint(concurrency=1, sender="perf_analyzer"), "no sender is called"),
     ):
         spec = LoadSpec(
             url="http://127.0.0.1:1",
@@ -88,6 +87,6 @@ def test_points_that_locust_cannot_send_are_told_to_come_later(tmp_path: Path) -
             drain_s=1,
             samples=0,
         )
-        with pytest.raises(UsageError, match="later"):
-            locust_driver.LocustDriver().start(spec, tmp_path)
+        with pytest.raises(UsageError, match=why):
+            sender_driver.SenderDriver().start(spec, tmp_path)
     assert list(tmp_path.iterdir()) == []

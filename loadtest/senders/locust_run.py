@@ -1,4 +1,4 @@
-"""The child process of the Locust driver: `python -m loadtest.senders.run SPEC.json NUMBER PARENT_PID`.
+"""The child process of the Locust driver: `python -m loadtest.senders.locust_run SPEC.json NUMBER PARENT_PID`.
 
 Reads the spec and `start <monotonic ns>` on stdin; says `ready` (or its error as JSON) on stdout; writes rows, samples
 and result-<worker>.json. SIGTERM: send no more, drain, write. It ends when its parent does, however that ends.

@@ -1,4 +1,4 @@
-"""Starts load with Locust: one child process per sender, released together, their results summed.
+"""Starts load with our own senders: one child process each, released together, their results summed.
 
 Writes spec.json and the children's logs into the load's folder, reads their results; result.json is the sum.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from brim import disk, layout
-from brim.errors import BrimError, Lost, NoResource, NotReady, UsageError
+from brim.errors import BrimError, Lost, NoResource, NotReady, UsageError, did_you_mean
 from brim.records import Status
 from judging.rows import decode
 from loadtest.driver import LoadResult, LoadSpec, RunningLoad, counts_of
@@ -39,8 +39,12 @@ ENDINGS: tuple[Literal["crashed", "server_lost", "stopped", "finished"], ...] = 
 )
 
 
-class LocustDriver:
-    """Drives closed-loop load over HTTP."""
+#: How bytes leave -> the module whose main runs one sender process.
+MODULES = {"locust_http": "loadtest.senders.locust_run"}
+
+
+class SenderDriver:
+    """Drives closed-loop load with the sender that the load point names."""
 
     generator: Literal["locust", "perf_analyzer", "loadgen"] = "locust"
     ends_itself = False
@@ -53,7 +57,7 @@ class LocustDriver:
         children = []
         try:
             for number in range(spec.point.senders):
-                children.append(_spawn(spec_file, folder, number, spec.first_worker + number))
+                children.append(_spawn(spec_file, folder, number, spec))
             for child in children:
                 _await_ready(child)
             start_ns = time.monotonic_ns() + LEAD_NS
@@ -62,10 +66,10 @@ class LocustDriver:
         except BaseException:
             _end(children)
             raise
-        return LocustLoad(spec, folder, children)
+        return SenderLoad(spec, folder, children)
 
 
-class LocustLoad:
+class SenderLoad:
     """The running senders of one load point."""
 
     def __init__(self, spec: LoadSpec, folder: Path, children: Sequence[subprocess.Popen[str]]) -> None:
@@ -177,20 +181,19 @@ def merged(parts: Sequence[LoadResult]) -> LoadResult:
 def _require_ours(spec: LoadSpec) -> None:
     point = spec.point
     if point.mode != "closed":
-        raise UsageError("the Locust driver sends in a closed loop; open loop comes later, use --concurrency")
-    if point.protocol != "http" or point.transport != "wire":
-        raise UsageError(
-            f"the Locust driver sends HTTP over the wire; {point.protocol} over {point.transport} comes later"
-        )
+        raise UsageError("the senders send in a closed loop; open loop comes later, use --concurrency")
+    if point.sender not in MODULES:
+        raise UsageError(f"no sender is called {point.sender!r}; {did_you_mean(point.sender, MODULES)}")
 
 
-def _spawn(spec_file: Path, folder: Path, number: int, worker: int) -> subprocess.Popen[str]:
+def _spawn(spec_file: Path, folder: Path, number: int, spec: LoadSpec) -> subprocess.Popen[str]:
     """One sender in a session of its own: Ctrl-C in the terminal reaches only the parent, which then stops it."""
     paths = [str(layout.CHECKOUT), os.environ.get("PYTHONPATH", "")]
-    with disk.told(folder), _log(folder, worker).open("wb") as log:
+    module = MODULES[spec.point.sender]
+    with disk.told(folder), _log(folder, spec.first_worker + number).open("wb") as log:
         return subprocess.Popen(
             # -P: the user's folder is not where modules come from
-            [sys.executable, "-P", "-m", "loadtest.senders.run", str(spec_file), str(number), str(os.getpid())],
+            [sys.executable, "-P", "-m", module, str(spec_file), str(number), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

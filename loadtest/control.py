@@ -1,0 +1,28 @@
+"""The control side of a target over the protocol that its URL names: metadata, readiness, statistics; no inference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from brim.guard import Endpoint
+from brim.kserve import KServe
+from brim.records import Access, TargetLimit
+
+
+class Control(Protocol):
+    """Questions to a KServe v2 server, answered in the HTTP protocol's JSON shapes; NotReady in the server's words."""
+
+    endpoint: Endpoint
+
+    def metadata(self) -> dict[str, Any]: ...
+    def model_ready(self, model: str, version: str = "") -> bool: ...
+    def model_metadata(self, model: str, version: str = "") -> dict[str, Any]: ...
+    def model_config(self, model: str, version: str = "") -> dict[str, Any]: ...
+    def statistics(self, model: str, version: str = "") -> dict[str, Any]: ...
+    def repository_index(self) -> list[dict[str, Any]]: ...
+
+
+def control(url: str, allowed: Mapping[str, TargetLimit], access: Access) -> Control:
+    """The control side of the server at `url`; UsageError if Brim cannot ask it."""
+    return KServe(url, allowed)
