@@ -8,6 +8,7 @@ misbehaves on demand.
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import math
 import socket
@@ -15,7 +16,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -39,6 +40,7 @@ Fault = Literal[
     "slow",  # one byte every 20 ms
     "never",  # no answer at all
     "redirect",
+    "echo",  # 500, and the text repeats the request's Authorization header
 ]
 
 QUEUE_FULL = "[request id: <id_unknown>] Exceeds maximum queue size"
@@ -69,6 +71,7 @@ class FakeServer:
     ready: bool = True
     reason: str = ""
     fault: Callable[[int], Fault] = field(default=lambda ordinal: "")
+    echo: bool = False  # what it says of itself, and why it refuses a question, repeats the Authorization header
     log: list[Served] = field(default_factory=list)
     connections: int = 0
 
@@ -140,10 +143,15 @@ class FakeServer:
         line, *lines = head.split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (entry.partition(":") for entry in lines)}
         body = await reader.readexactly(int(headers.get("content-length", "0")))
+        if headers.get("content-encoding") == "gzip":
+            body = gzip.decompress(body)
         path = line.split(" ")[1]
         if path.endswith("/infer"):
-            return await self._infer(writer, body, int(headers["inference-header-content-length"]))
+            return await self._infer(writer, body, headers)
         status, answer = self._control(path)
+        if self.echo and isinstance(answer, dict):
+            said = headers.get("authorization", "")
+            answer |= {key: answer[key] + said for key in ("version", "error") if key in answer}
         await _write(writer, _answer(status, json.dumps(answer).encode()))
         return True
 
@@ -186,7 +194,8 @@ class FakeServer:
             ],
         }
 
-    async def _infer(self, writer: asyncio.StreamWriter, body: bytes, json_bytes: int) -> bool:
+    async def _infer(self, writer: asyncio.StreamWriter, body: bytes, headers: Mapping[str, str]) -> bool:
+        json_bytes = int(headers["inference-header-content-length"])
         received_ns, ordinal = time.monotonic_ns(), self._ordinal
         self._ordinal += 1
         fault = self.fault(ordinal)
@@ -200,6 +209,8 @@ class FakeServer:
             Served(received_ns=received_ns, answered_ns=time.monotonic_ns(), items=items, fault=fault, body=body)
         )
         good = self._good(body, json_bytes, asked, items, fault)
+        if fault == "echo":
+            good = _answer(500, json.dumps({"error": f"who is {headers.get('authorization', 'it')}?"}).encode())
         return await self._reply(writer, fault, good)
 
     def _good(self, body: bytes, json_bytes: int, asked: dict[str, Any], items: int, fault: Fault) -> bytes:
