@@ -26,7 +26,7 @@ class Region:
     """A shared-memory region that the parent made and registered with the server before any sender starts."""
 
     name: str  # as it is registered
-    key: str  # of the segment: /<key> in /dev/shm; empty for CUDA
+    key: str  # what the server opens: the file /dev/shm<key>; empty for CUDA
     byte_size: int
 
 

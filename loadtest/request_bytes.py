@@ -1,15 +1,18 @@
 """Tensors to the bytes of a KServe v2 request with the binary tensor extension, and a body's bytes back to tensors.
 
 Pure: reads and writes nothing. The protocol: a JSON head whose length travels in `Inference-Header-Content-Length`,
-then the tensors one after another, little endian, row-major; each BYTES element behind its length in 4 bytes.
+then the tensors one after another, little endian, row-major; each BYTES element behind its length in 4 bytes. A tensor
+that lies in shared memory is not in the body: the head names its place.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import struct
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 from urllib.parse import quote
 
 import numpy as np
@@ -18,6 +21,7 @@ from brim.errors import UsageError, did_you_mean
 from brim.records import Tensor
 
 _LENGTH = struct.Struct("<I")
+GZIP_LEVEL = 6  # beyond it, only preparing takes longer
 
 #: What holds each dtype in memory; BF16 has no numpy type and stays in its 16 raw bits.
 NUMPY = {
@@ -65,30 +69,58 @@ def infer_path(model: str, version: str) -> str:
     return f"{path}/versions/{quote(version, safe='')}/infer" if version else f"{path}/infer"
 
 
-def infer_body(inputs: Sequence[tuple[Tensor, np.ndarray]], outputs: Sequence[str]) -> tuple[bytes, int]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Where in a registered shared-memory region a tensor lies."""
+
+    region: str
+    offset: int
+    byte_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """One input of a request: name, dtype and shape as sent, and its bytes or the place that holds them."""
+
+    tensor: Tensor
+    data: bytes | Part
+
+
+def infer_body(inputs: Sequence[Input], outputs: Sequence[str]) -> tuple[bytes, int]:
     """The body of an inference request that wants every output in binary, and the length of its JSON head."""
-    tensors = [wire(array, tensor.dtype) for tensor, array in inputs]
     head = {
         "inputs": [
             {
-                "name": tensor.name,
-                "shape": list(array.shape),
-                "datatype": tensor.dtype,
-                "parameters": {"binary_data_size": len(data)},
+                "name": given.tensor.name,
+                "shape": list(given.tensor.shape),
+                "datatype": given.tensor.dtype,
+                "parameters": _parameters(given.data),
             }
-            for (tensor, array), data in zip(inputs, tensors, strict=True)
+            for given in inputs
         ],
         "outputs": [{"name": name, "parameters": {"binary_data": True}} for name in outputs],
     }
     text = json.dumps(head, separators=(",", ":")).encode()
-    return b"".join([text, *tensors]), len(text)
+    return b"".join([text, *(given.data for given in inputs if isinstance(given.data, bytes))]), len(text)
 
 
-def infer_request(netloc: str, path: str, body: bytes, json_bytes: int) -> bytes:
-    """The whole HTTP/1.1 request, ready for a socket."""
+def _parameters(data: bytes | Part) -> dict[str, str | int]:
+    if isinstance(data, bytes):
+        return {"binary_data_size": len(data)}
+    told: dict[str, str | int] = {"shared_memory_region": data.region, "shared_memory_byte_size": data.byte_size}
+    return {**told, "shared_memory_offset": data.offset} if data.offset else told
+
+
+def infer_request(
+    netloc: str, path: str, body: bytes, json_bytes: int, compression: Literal["none", "gzip"] = "none"
+) -> bytes:
+    """The whole HTTP/1.1 request, ready for a socket; `json_bytes` is of the body before its compression."""
+    encoding = ""
+    if compression == "gzip":
+        body, encoding = gzip.compress(body, GZIP_LEVEL, mtime=0), "Content-Encoding: gzip\r\n"
     head = (
         f"POST {path} HTTP/1.1\r\nHost: {netloc}\r\nUser-Agent: brim\r\nContent-Type: application/octet-stream\r\n"
-        f"Inference-Header-Content-Length: {json_bytes}\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"Inference-Header-Content-Length: {json_bytes}\r\n{encoding}Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode("ascii") + body
 

@@ -1,17 +1,13 @@
-"""Servers of known capacity: what each takes and gives, and the truth that it logged.
-
-Reads serve/models/<kind>.py for its digest, and <server folder>/executions-<variant>.<instance>.csv.
-"""
+"""Servers of known capacity: what each takes and gives. Reads serve/models/<kind>.py for its digest."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, cast
 
-from brim.errors import InvalidRecord, UsageError, did_you_mean
+from brim.errors import UsageError, did_you_mean
 from brim.records import KnownServer, Tensor
 
 Kind = Literal["null", "image", "sleep"]
@@ -21,13 +17,13 @@ MODELS = Path(__file__).with_name("models")
 #: kind -> its parameters and their defaults. 224 pixels a side: the article's pictures, 602,112 bytes each.
 KINDS: dict[str, dict[str, float]] = {
     "null": {"elements": 16},
-    "image": {"pixels": 224},
+    "image": {"pixels": 224, "bits": 32},
     "sleep": {"elements": 16, "service_ms": 10},
 }
+#: Bits of one number of an image -> its dtype.
+IMAGE_DTYPES = {8: "UINT8", 16: "FP16", 32: "FP32"}
 LONGEST_SERVICE_MS = 60_000  # a batch that takes longer than the longest window says nothing
 LARGEST = {"elements": 1 << 20, "pixels": 4096}  # 4 and 201 MB an item: beyond, the server's shared memory is the limit
-
-_EXECUTION = re.compile(r"(\d+),(\d+),(\d+)\n")
 
 
 def known_server(kind: str, parameters: Mapping[str, float]) -> KnownServer:
@@ -53,35 +49,22 @@ def _check_parameter(kind: str, name: str, value: float) -> None:
         raise UsageError(f"{kind}: service_ms is {value:g}, must be above 0 and at most {LONGEST_SERVICE_MS}")
     if name in LARGEST and not (1 <= value <= LARGEST[name] and value == int(value)):
         raise UsageError(f"{kind}: {name} is {value:g}, must be a whole number from 1 to {LARGEST[name]}")
+    if name == "bits" and value not in IMAGE_DTYPES:
+        raise UsageError(f"{kind}: bits is {value:g}, must be 8 (UINT8), 16 (FP16) or 32 (FP32)")
 
 
 def _input(values: Mapping[str, float]) -> Tensor:
     if "pixels" in values:
-        return _fp32("INPUT", 3, values["pixels"], values["pixels"])
+        side = int(values["pixels"])
+        return Tensor(name="INPUT", dtype=IMAGE_DTYPES[int(values["bits"])], shape=(3, side, side))
     return _fp32("INPUT", values["elements"])
 
 
-def _fp32(name: str, *shape: float) -> Tensor:
-    return Tensor(name=name, dtype="FP32", shape=tuple(int(size) for size in shape))
+def _fp32(name: str, size: float) -> Tensor:
+    return Tensor(name=name, dtype="FP32", shape=(int(size),))
 
 
 def digest(kind: str) -> str:
     """Of all that decides what the server does: its own module and the one that every model shares."""
     content = b"".join((MODELS / name).read_bytes() for name in (f"{kind}.py", "stub.py"))
     return hashlib.sha256(content).hexdigest()
-
-
-def read_executions(server_folder: Path, variant: str) -> list[tuple[int, int, int]]:
-    """What the instances of a known server logged: (start_ns, end_ns, items) by start, warm-up included.
-
-    May be read while the server is up: a line that is just being written is left out.
-    """
-    executions = []
-    for file in sorted(server_folder.glob(f"executions-{variant}.*.csv")):
-        for number, line in enumerate(file.read_text(encoding="ascii").splitlines(keepends=True), 1):
-            found = _EXECUTION.fullmatch(line)
-            if found:
-                executions.append((int(found[1]), int(found[2]), int(found[3])))
-            elif line.endswith("\n"):
-                raise InvalidRecord(f"{file}:{number}: {line.strip()!r} is not start_ns,end_ns,items; remove the file")
-    return sorted(executions)

@@ -36,13 +36,17 @@ def plan_variants(
     """
     every = serving.read_configs(configs_file)
     chosen = [serving.choose(every, name) for name in configs] or [serving.default_config(every)]
-    variants = {}
+    variants: dict[str, Variant] = {}
     for asked in models or _something_exported(out):
         name, _, config = asked.partition("__")
         model = _model(name, out)
         for each in [serving.choose(every, config)] if config else chosen:
             variant = _variant(model, each, mode)
-            variants[variant.name] = variant
+            if variants.setdefault(variant.name, variant) != variant:
+                raise UsageError(
+                    f"{asked!r} would be {variant.name} a second time, with other parameters; use a config of another "
+                    "name, or serve one after the other"
+                )
     return list(variants.values())
 
 

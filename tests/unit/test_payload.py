@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tritonclient.grpc import service_pb2 as messages
 
 from brim.errors import UsageError
 from brim.records import Target, Tensor
 from loadtest import payload, prepared, request_bytes
+
+COMPRESSIONS: tuple[payload.Compression, ...] = ("none", "gzip")
 
 
 def target(*inputs: Tensor, max_batch: int = 8) -> Target:
@@ -119,6 +123,50 @@ def test_the_pool_of_large_items_shrinks_instead_of_filling_the_memory(
 def test_a_dtype_that_cannot_be_sent_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="dtype FP31 cannot be sent; did you mean 'FP3"):
         prepare(tmp_path, target(tensor("FP31", 2)))
+
+
+def test_a_compressed_request_says_so_and_holds_the_same_body(tmp_path: Path) -> None:
+    plain, packed = (
+        payload.prepare(
+            target(tensor("INT32", 500)), tmp_path / how, items_per_request=1, input_data=None, seed=7, pool=1,
+            compression=how,
+        )
+        for how in COMPRESSIONS
+    )  # fmt: skip
+    requests = [(folder / "request-0.http").read_bytes() for folder in (plain, packed)]
+    (head, _, body), (packed_head, _, packed_body) = (request.partition(b"\r\n\r\n") for request in requests)
+    assert gzip.decompress(packed_body) == body
+    assert packed_head == head.replace(b"Content-Length: %d" % len(body), b"Content-Encoding: gzip\r\n" +
+                                       b"Content-Length: %d" % len(packed_body))  # fmt: skip
+    assert prepared.load(packed).request_bytes == len(requests[1]) < len(requests[0])
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_a_grpc_request_is_a_message_with_the_very_arrays_that_were_kept(tmp_path: Path, compression: Any) -> None:
+    two = target(tensor("FP32", 3, 2), tensor("BYTES", 200, name="words"))
+    payload.prepare(
+        two, tmp_path, items_per_request=3, input_data=None, seed=7, pool=2, protocol="grpc", compression=compression
+    )
+    made = prepared.load(tmp_path)
+    for number, member in enumerate(made.members):
+        message = messages.ModelInferRequest.FromString((tmp_path / member.request).read_bytes())
+        assert (message.model_name, message.model_version) == ("a model", "2")
+        assert [(i.name, i.datatype, list(i.shape)) for i in message.inputs] == [
+            ("x", "FP32", [3, 3, 2]), ("words", "BYTES", [3, 200])
+        ]  # fmt: skip
+        assert [output.name for output in message.outputs] == ["y", "z"]
+        kept = payload.read_inputs(tmp_path, number)
+        for entry, data in zip(message.inputs, message.raw_input_contents, strict=True):
+            assert data == request_bytes.wire(kept[entry.name], entry.datatype)
+    sizes = [(tmp_path / member.request).stat().st_size for member in made.members]
+    assert (made.request_bytes == max(sizes)) == (compression == "none")  # gRPC itself compresses what is sent
+
+
+def test_a_request_over_grpcs_limit_is_refused_before_any_data_are_drawn(tmp_path: Path) -> None:
+    large = target(tensor("FP32", 2**26), max_batch=16)
+    with pytest.raises(UsageError, match="2147483648 bytes is over gRPC's message limit of 2147483647"):
+        payload.prepare(large, tmp_path / "none", items_per_request=8, input_data=None, seed=7, protocol="grpc")
+    assert not (tmp_path / "none").exists()
 
 
 # ---------------------------------------------------------------------------- --input-data

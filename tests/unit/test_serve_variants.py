@@ -14,7 +14,8 @@ from brim import disk, layout
 from brim.errors import NoResource, UsageError
 from brim.records import ModelCard, ServingConfig, Tensor, Variant
 from serve.configs import Mode
-from serve.known import known_server, read_executions
+from serve.executions import read_executions
+from serve.known import known_server
 from serve.variants import build, load_variant, place, plan_variants
 
 
@@ -104,10 +105,18 @@ def test_a_known_server_takes_its_parameters_behind_a_colon(out: Path) -> None:
     assert variant.config == ServingConfig(name="b4", engine="known", backend="python")
 
 
+def test_two_models_that_would_bear_one_name_are_refused(out: Path) -> None:
+    with pytest.raises(UsageError, match="'image:bits=8' would be image__b4 a second time, with other parameters"):
+        names(out, ["image", "image:bits=8"], [])
+    assert names(out, ["image", "image:bits=8__b8"], []) == ["image__b4", "image__b8"]
+
+
 def test_known_servers_take_and_give_what_their_parameters_say() -> None:
     image = known_server("image", {"pixels": 300})
     assert image.inputs == (Tensor(name="INPUT", dtype="FP32", shape=(3, 300, 300)),)
     assert image.outputs == (Tensor(name="OUTPUT", dtype="FP32", shape=(1,)),)
+    assert [known_server("image", {"bits": bits}).inputs[0].dtype for bits in (8, 16, 32)] == ["UINT8", "FP16", "FP32"]
+    assert known_server("image", {"bits": 8}).outputs == image.outputs
     null = known_server("null", {})
     assert null.inputs[0].shape == null.outputs[0].shape == (16,)
 
@@ -126,6 +135,9 @@ def test_known_servers_take_and_give_what_their_parameters_say() -> None:
         ("sleep:service_ms=0", "must be above 0"),
         ("null:elements=1.5", "must be a whole number"),
         ("image:pixels=inf", "must be a whole number"),
+        ("image:bits=12", "bits is 12, must be 8 (UINT8), 16 (FP16) or 32 (FP32)"),
+        ("image:bits=nan", "bits is nan, must be 8"),
+        ("null:bits=8", "null has no parameter 'bits'"),
         ("null__b4t2", "sets threads, but a known server has no engine"),
         ("../net", "there is no model '../net'"),
     ],
