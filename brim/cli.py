@@ -39,7 +39,7 @@ VERBS: dict[str, tuple[str | None, str]] = {
     "sweep": (None, "measure many serving configurations"),
     "compare": (None, "hold two runs against each other"),
     "plan": (None, "machines needed for a demand"),
-    "report": (None, "make the report again from finished runs"),
+    "report": ("analysis.cli", "make the report again from finished runs"),
 }
 
 EXIT_CODES = """\b

@@ -41,7 +41,8 @@ def to_plain(value: Any) -> Any:
 
 def to_json(record: Any, *, indent: int | None = None) -> str:
     """One JSON document with its schema number first."""
-    return json.dumps({"schema": SCHEMA, **to_plain(record)}, indent=indent, allow_nan=False, ensure_ascii=False)
+    text = json.dumps({"schema": SCHEMA, **to_plain(record)}, indent=indent, allow_nan=False, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair, in a server's own words
 
 
 def from_json(kind: type[T], text: str | bytes, *, where: str) -> T:

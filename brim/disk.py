@@ -97,7 +97,8 @@ def load_lines(kind: type[T], path: Path) -> list[T]:
     """The records of a .jsonl file; a last line that was cut off by a kill is left out, any other raises."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    # Only a line feed ends a line (a text may hold U+2028); a kill may also cut a character in two.
+    lines = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
     records: list[T] = []
     for number, line in enumerate(lines, 1):
         try:

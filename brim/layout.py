@@ -81,3 +81,17 @@ def runs(out: Path) -> Path:
 
 def run_folder(out: Path, run_id: str) -> Path:
     return runs(out) / run_id
+
+
+def reports(out: Path) -> Path:
+    return out / "reports"
+
+
+def report_folder(out: Path, name: str) -> Path:
+    """report.html, points.csv and summary.json of the runs of one batch."""
+    return reports(out) / name
+
+
+def latest_report(out: Path) -> Path:
+    """A symlink to the folder of the report that was written last."""
+    return reports(out) / "latest"

@@ -38,6 +38,7 @@ TARGETS: dict[str, Needs] = {
     "serve-elsewhere": Needs("remote", ("serve",)),
     "loadtest": Needs("local-load", ("load", "serve"), binaries=True, stub=True),
     "loadtest-url": Needs("load", ("load",), binaries=True),
+    "report": Needs("analysis", ("analysis",)),
     "status": Needs("load", ("serve",)),
     "down": Needs("load", ("serve",)),
     "doctor": Needs("load", ("serve",)),

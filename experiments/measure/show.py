@@ -1,52 +1,39 @@
-"""What a measurement looks like in a terminal: the number first, then what makes it believable."""
+"""What a measurement looks like in a terminal: the number, what makes it believable, and what to do next."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from brim.records import Check, LoadPoint, Saturation, Target, TargetLimit
+from analysis import words
+from analysis.words import number as number
+from brim.records import Check, Saturation, Target, TargetLimit
+
+
+def opening(target: Target, machine: Mapping[str, str]) -> str:
+    """Target and environment in one line."""
+    server = f"{words.clean(target.url, 160)}, Triton {words.clean(target.server_version, 40)}"
+    return f"{server}, on {words.machine(machine)}"
 
 
 def headline(s: Saturation) -> str:
-    """`resnet50__b4  18.4 images/s (18.1 to 18.7, within_run) SATURATED by engine: …`."""
-    limit = f" by {s.limited_by}" if s.verdict == "saturated" else ""
-    why = f": {s.reasons[0].removeprefix(s.limited_by + ': ')}" if s.reasons else ""
-    return f"{s.variant}  {_rate(s)} {s.verdict.upper()}{limit}{why}"
-
-
-def _rate(s: Saturation) -> str:
-    if s.items_per_s is None:
-        return "no number"
-    interval = f" ({number(s.ci95[0])} to {number(s.ci95[1])}, {s.ci_kind})" if s.ci95 else ""
-    return f"{number(s.items_per_s)} {s.item}s/s{interval}"
-
-
-def number(value: float) -> str:
-    """Three significant digits below 1000, whole numbers with separators above."""
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.{max(0, 2 - len(str(int(abs(value)))) + 1)}f}" if value else "0"
+    """`resnet50__b4  18.4 images/s (18.1 to 18.7, 3 starts) SATURATED by engine: busy 99%, batches 4.0 of 4`."""
+    why = words.first_reason(s)
+    return f"{words.clean(s.variant, 160)}  {words.rate(s)} {words.limit(s)}{f': {why}' if why else ''}"
 
 
 def details(s: Saturation) -> list[str]:
     """The lines under the headline."""
-    lines = [f"at {_point(s.at)}{_latency(s)}"]
+    sender = words.rule(s, 3)
+    lines = [f"at {words.point(s.at)}{_latency(s)}"]
+    if sender is not None and sender.state == "held":  # else it stands among the checks
+        lines.append(words.other_sender(s))
     if s.cross_check is not None:
-        word = "agrees" if s.cross_check.agrees else "DISAGREES"
-        apart = next((f", medians {c.value:.1%} apart" for c in s.checks if c.rule == 5 and c.value is not None), "")
-        other = f"{number(s.cross_check.items_per_s)} {s.item}s/s ({word}{apart})"
-        lines.append(f"cross-check: {s.cross_check.generator} {other}")
-    if s.in_process_items_per_s is not None and s.serving_efficiency is not None:
-        alone = f"{number(s.in_process_items_per_s)} {s.item}s/s"
-        lines.append(f"engine alone: {alone}; serving efficiency {s.serving_efficiency:.3f}")
-    lines.extend(s.reasons[1:])
-    return [*lines, *_checks(s.checks)]
-
-
-def _point(at: LoadPoint) -> str:
-    senders = f" from {at.senders} senders" if at.senders > 1 else ""
-    items = f" of {at.items_per_request} items" if at.items_per_request > 1 else ""
-    return f"{at.concurrency} requests{items} in flight over {at.protocol.upper()}{senders}"
+        lines.append(f"cross-check: {words.cross_check(s)}")
+    if s.in_process_items_per_s is not None:
+        lines.append(f"engine alone: {words.alone(s)}")
+    return [*lines, *words.further_reasons(s), *_checks(s.checks)]
 
 
 def _latency(s: Saturation) -> str:
@@ -60,16 +47,49 @@ def _checks(checks: Sequence[Check]) -> list[str]:
     """One line for what held, and one for each rule that did not or has no say, with its reason."""
     held = " ".join(str(c.rule) for c in checks if c.state == "held")
     lines = [f"checks: {held or 'none'} held"]
-    lines += [f"  {c.rule} {c.name} BROKEN: {c.reason}" for c in checks if c.state == "broken"]
-    return lines + [f"  {c.rule} {c.name} not applicable: {c.reason}" for c in checks if c.state == "not_applicable"]
+    for state, told in (("broken", "BROKEN"), ("not_applicable", "not applicable")):
+        lines += [f"  {c.rule} {c.name} {told}: {words.clean(c.reason)}" for c in checks if c.state == state]
+    return lines
 
 
 def scope(s: Saturation, target: Target) -> str:
-    """What the number is not valid for."""
-    kind = "a random input" if s.at.payload.startswith("random") else "the given input"
-    what = f"{kind} of {' + '.join(t.dtype for t in target.inputs)} over {s.at.protocol.upper()} {s.at.transport}"
-    shared = " with client and server on the same cores" if target.server and target.server.mode == "embedded" else ""
-    return f"valid for this machine{shared}, {what}; latency at a closed loop is set by the load, not by your users"
+    """What the number is valid for, and what it is not."""
+    return f"not valid for {'; '.join(words.not_valid_for(s, target))}"
+
+
+def next_step(s: Saturation, target: Target) -> str:
+    """The command to type next, and what it is good for."""
+    command = s.command or f"brim loadtest {s.variant}"
+    highest = max((p.at.concurrency or 1 for p in s.probes), default=s.at.concurrency or 1)
+    if s.verdict == "point":
+        return f"next: {_with(command, '--concurrency', None)}  (searches for the plateau)"
+    if s.verdict == "still_rising":
+        return f"next: {_with(command, '--concurrency', f'1:{4 * highest}')}  (climbs further)"
+    if s.verdict == "client_limited":
+        return f"next: {_with(command, '--senders', str(s.at.senders + 1))}  (begins with one more sender)"
+    if s.verdict in ("failing", "server_lost"):
+        return "next: brim status  (says what is served, and why not)"
+    if s.verdict in ("unstable", "aborted"):
+        return f"next: {command}  (once the machine is quiet)"
+    if s.ci_kind != "between_starts" and target.server is not None and target.server.mode != "remote":
+        return f"next: {_with(command, '--starts', '3')}  (an interval over starts of the server)"
+    return f"next: brim report {s.run}  (makes the report again)"
+
+
+def _with(command: str, option: str, value: str | None) -> str:
+    """The command line with this option set to `value`, or without it."""
+    told, skip = [], False
+    for word in shlex.split(command):
+        if not skip and word != option and not word.startswith(f"{option}="):
+            told.append(word)
+        skip = word == option and not skip
+    return shlex.join(told if value is None else [*told, option, value])
+
+
+def closing(report: Path) -> str:
+    """Where the report is, as short as it can be named from here."""
+    here = Path.cwd()
+    return f"report: {report.relative_to(here) if report.is_relative_to(here) else report}"
 
 
 def announcement(url: str, model: str, limit: TargetLimit, *, loads: int, seconds: float) -> str:

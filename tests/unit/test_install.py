@@ -49,7 +49,7 @@ def test_an_unfit_machine_is_told_why_what_works_and_what_does_not_in_one_line(r
 @pytest.mark.parametrize("facts", UNFIT.values(), ids=UNFIT)
 def test_an_unfit_machine_goes_on_with_load_and_analysis_only(facts: Facts) -> None:
     goes_on = {name for name, needs in TARGETS.items() if can(facts, needs)}
-    assert goes_on == {"loadtest-url", "analysis", "status", "down", "doctor", "lock"}
+    assert goes_on == {"loadtest-url", "analysis", "report", "status", "down", "doctor", "lock"}
 
 
 def test_a_glibc_is_compared_by_number_and_not_by_letter() -> None:
