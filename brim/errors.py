@@ -56,6 +56,12 @@ class Lost(BrimError):
     word = "server_lost"
 
 
+class WorkerLost(Lost):
+    """A process that sends, here or on another host."""
+
+    word = "worker_lost"
+
+
 class NoResource(BrimError):
     exit_code = 6
     word = "resources"
