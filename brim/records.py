@@ -380,6 +380,7 @@ class Load:
     reasons: tuple[str, ...] = ()
     server_start: int = 0  # which start of the server it met, from 0
     request_bytes: int | None = None  # what one request puts on the wire
+    hosts_busy: float | None = None  # share of the cores of the busiest load host, where that is not this machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ import click
 from brim import disk, layout
 from brim.cli import verb
 from brim.errors import Interrupted
-from brim.records import Saturation, Variant
+from brim.records import Access, Saturation, Variant
 from brim.say import Say
 from experiments.measure.cli import Answers, ending, finish, tell
 from loadtest.plan import LoadPlan, read_plan
@@ -69,15 +69,18 @@ def _variants(out: Path) -> list[Variant]:
 
 def _measure(say: Say, out: Path, variant: Variant, plan: LoadPlan) -> tuple[Saturation, Interrupted | None]:
     from experiments.measure import ledger, targets
-    from experiments.measure.run import Request, measure
+    from experiments.measure.progress import Progress
+    from experiments.measure.request import Request
+    from experiments.measure.run import measure
 
     (wanted,) = targets.wanted([variant.name], "", out)
-    target = targets.describe(wanted, {}, {})
+    target = targets.describe(wanted, {}, {}, Access())
     request = Request(
         plan=plan, batch_id=ledger.new_batch_id(), allowed={}, concurrency=target.full, senders=1,
         items_per_request=plan.items_per_request, input_data=None, cross_check=True, figure_rounds=1,
     )  # fmt: skip
-    answer, interrupted = measure(target, request, out=out, say=say)
+    with say.live() as update:
+        answer, interrupted = measure(target, request, out=out, say=say, progress=Progress(update))
     tell(say, answer, target, out)
     return answer, interrupted
 

@@ -42,7 +42,7 @@ class Sample:
 
     payload: int
     file: str
-    json_bytes: int  # length of the JSON head in the body; binary outputs follow (KServe binary extension)
+    json_bytes: int | None  # of the JSON head, which the binary outputs follow; None: a ModelInferResponse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +65,7 @@ class LoadResult:
     samples: tuple[Sample, ...] = ()
     reason: str = ""  # why it ended crashed or server_lost, in one line
     no_room: bool = False  # the disk was full (exit code 6)
+    hosts_busy: float | None = None  # share of the cores of the busiest load host, where that is not this machine
 
 
 class Counts(TypedDict):

@@ -11,7 +11,7 @@ from brim import disk
 from brim.errors import Interrupted, NotReady
 from brim.records import Load, StatsRead
 from loadtest.driver import Driver, LoadResult, LoadSpec, RunningLoad, Sample
-from loadtest.plan import LoadPlan
+from loadtest.plan import SLACK, LoadPlan
 from loadtest.statistics_reader import INTERVAL_S, StatisticsReader
 
 #: Reads that fail in a row before the server counts as lost: one may fall into a busy moment.
@@ -54,6 +54,7 @@ def run_load(
     index: int,
     purpose: str,
     bins: int,
+    slack: float = SLACK,
     suffices: Callable[[Sequence[StatsRead]], bool],
     progress: Callable[[float, float], None],
     pause: Callable[[float], None] = time.sleep,
@@ -72,7 +73,11 @@ def run_load(
     try:
         reader.watch_clients(running.pids)
         enough = None if driver.ends_itself else suffices
-        lost = _watch(running, plan, reader, reads, spec.seconds, bins, enough, progress, pause)
+
+        def record_for(period_s: float) -> float:
+            return plan.record_for(period_s, bins, slack)
+
+        lost = _watch(running, record_for, reader, reads, spec.seconds, enough, progress, pause)
     except Interrupted as stopped:
         interrupted = stopped
     result, stopped_late = _end(running, stop=interrupted is not None or not driver.ends_itself or lost)
@@ -101,11 +106,10 @@ def _end(running: RunningLoad, *, stop: bool) -> tuple[LoadResult, Interrupted |
 
 def _watch(
     running: RunningLoad,
-    plan: LoadPlan,
+    record_for: Callable[[float], float],
     reader: StatisticsReader,
     reads: list[StatsRead],
     limit_s: float,
-    bins: int,
     suffices: Callable[[Sequence[StatsRead]], bool] | None,
     progress: Callable[[float, float], None],
     pause: Callable[[float], None],
@@ -126,7 +130,7 @@ def _watch(
                 return True
         elapsed_s = (time.monotonic_ns() - start_ns) / 1e9
         period_s = batch_period_s([r for r in reads if r.before_ns > start_ns])
-        wanted_s = min(plan.record_for(period_s, bins) + longer_s, limit_s) if period_s else limit_s
+        wanted_s = min(record_for(period_s) + longer_s, limit_s) if period_s else limit_s
         progress(elapsed_s, wanted_s)
         if suffices is not None and elapsed_s >= wanted_s:
             if elapsed_s >= limit_s or suffices(reads):
@@ -162,4 +166,5 @@ def _load(result: LoadResult, spec: LoadSpec, driver: Driver, index: int, purpos
         ended="server_lost" if lost else result.ended,
         errors=result.errors,
         reasons=(result.reason,) if result.reason else (),
+        hosts_busy=result.hosts_busy,
     )

@@ -15,6 +15,8 @@ BINS = 100
 BIN_SECONDS = 0.1
 #: The search compares its loads at equal engine speed: it needs no more bins than can be judged at all.
 SEARCH_BINS = 60
+#: A load lasts this many windows: half a window for what the steady-state test cuts off.
+SLACK = 1.5
 #: No load lasts longer than this, however slow the model; its record then has fewer bins, and says so.
 LOAD_LIMIT_SECONDS = 120.0
 
@@ -33,6 +35,7 @@ class LoadPlan:
     seed: int
     samples: int
     max_senders: int
+    max_concurrency: int
     rounds: int
 
     def __post_init__(self) -> None:
@@ -53,10 +56,10 @@ class LoadPlan:
         """Seconds of one window of a server that ends a batch every `batch_period_s`."""
         return min(max(self.window_seconds, self.window_batches * batch_period_s), self.window_limit_seconds)
 
-    def record_for(self, batch_period_s: float, bins: int = BINS) -> float:
-        """Seconds of one load: a window, half of it for what the steady-state test cuts off, and enough bins for it."""
+    def record_for(self, batch_period_s: float, bins: int = BINS, slack: float = SLACK) -> float:
+        """Seconds of one load: `slack` windows, and enough bins for the steady-state test."""
         binned = bins * max(BIN_SECONDS, batch_period_s)
-        return min(max(binned, 1.5 * self.window_for(batch_period_s)) + 1.5, LOAD_LIMIT_SECONDS)
+        return min(max(binned, slack * self.window_for(batch_period_s)) + 1.5, LOAD_LIMIT_SECONDS)
 
 
 def read_plan(file: Path | None) -> LoadPlan:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from brim import disk, layout
-from brim.errors import BrimError, Lost, NoResource, NotReady, UsageError, did_you_mean
+from brim.errors import BrimError, NoResource, NotReady, UsageError, WorkerLost, did_you_mean
 from brim.records import Status
 from judging.rows import decode
 from loadtest.driver import LoadResult, LoadSpec, RunningLoad, counts_of
@@ -40,7 +40,12 @@ ENDINGS: tuple[Literal["crashed", "server_lost", "stopped", "finished"], ...] = 
 
 
 #: How bytes leave -> the module whose main runs one sender process.
-MODULES = {"locust_http": "loadtest.senders.locust_run"}
+MODULES = {
+    "locust_http": "loadtest.senders.locust_run",
+    "grpc_aio": "loadtest.senders.grpc_run",
+    "tritonclient_http": "loadtest.senders.tritonclient_http",
+    "tritonclient_grpc": "loadtest.senders.tritonclient_grpc",
+}
 
 
 class SenderDriver:
@@ -220,7 +225,8 @@ def _await_ready(child: subprocess.Popen[str]) -> None:
         code, message = int(told["exit_code"]), str(told["message"])
     except (ValueError, TypeError, KeyError):
         gone = "ended" if child.poll() is not None or line else f"was not ready within {READY_WITHIN_S:.0f} s"
-        raise Lost(f"a sender {gone} before it sent anything; sender-*.log in the load's folder says why") from None
+        where = "sender-*.log in the load's folder says why"
+        raise WorkerLost(f"a sender {gone} before it sent anything; {where}") from None
     kinds: dict[int, type[BrimError]] = {k.exit_code: k for k in (UsageError, NotReady, NoResource)}
     raise kinds.get(code, BrimError)(message)
 

@@ -30,6 +30,13 @@ def run(command: Sequence[str]) -> None:
         raise NotReady(f"docker run failed: {_last_line(done.stderr)}; `docker info` says whether the engine is up")
 
 
+def restart(name: str) -> None:
+    """Stop and start the container again; NotReady with docker's own last line if it does not."""
+    done = _docker("restart", name, timeout_s=120)
+    if done.returncode != 0:
+        raise NotReady(f"docker restart {name} failed: {_last_line(done.stderr)}; `brim status` says what is left")
+
+
 def running(name: str) -> bool:
     """Whether the container of that name runs."""
     try:

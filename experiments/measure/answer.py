@@ -6,98 +6,35 @@ import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
-
-from brim.records import Check, Latency, Limit, Load, LoadPoint, Run, Saturation, StatsRead, Target, Verdict, Window
-from experiments.measure.alone import Kept, Values
-from experiments.measure.steps import Done, Found, Plan, findings, serving_efficiency
+from brim.records import (
+    Check,
+    Limit,
+    LoadPoint,
+    Saturation,
+    Target,
+    Verdict,
+    Window,
+)
+from experiments.measure.gathered import Alone, Evidence, MeasuredLoad, latency_of, mean
+from experiments.measure.probes import probe
+from experiments.measure.steps import Found, findings, serving_efficiency
 from judging import accounting, checks, interval, limits, verdict
+from judging.evidence import (
+    SenderExperiment,
+    TransferExperiment,
+    busy_share,
+    client_cpu_cores,
+    effective_batch,
+    of_point,
+    queue_ms,
+    sender_experiment,
+)
 from judging.tolerances import AGREE_APART, AGREE_SHARED, AGREE_WINDOWS, PARITY
-from judging.windows import Rows, latency
 
 #: Sending this close to the rate that the user allows, the user is the limit.
 THROTTLED = 0.95
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeasuredLoad:
-    """One load with its windows, and the rows and reads that they were cut from."""
-
-    load: Load
-    windows: tuple[Window, ...]
-    rows: Rows
-    period_ns: int
-    kept: Kept
-    reads: tuple[StatsRead, ...] = ()
-    restarted: str = ""  # the server's counters went back while it ran
-
-    @property
-    def measured(self) -> tuple[Window, ...]:
-        return tuple(w for w in self.windows if w.kind == "measured")
-
-    @property
-    def rates(self) -> tuple[float, ...]:
-        return tuple(w.items_per_s for w in self.measured)
-
-    @property
-    def busy_s_per_item(self) -> float | None:
-        """The engine's own time, once per execution, over the items of the measured windows."""
-        servers = [w.server for w in self.measured if w.server]
-        items = sum(int(size) * n for s in servers for size, n in s.batch_counts.items())
-        return sum(s.busy_ns for s in servers) / items / 1e9 if items else None
-
-    @property
-    def effective_batch(self) -> float | None:
-        return _mean([w.server.effective_batch for w in self.measured if w.server])
-
-    @property
-    def reasons(self) -> tuple[str, ...]:
-        said = [*(r for w in self.measured for r in w.reasons), *self.load.reasons, *self.load.errors]
-        return tuple(dict.fromkeys(said))[:3]
-
-    @property
-    def lost(self) -> bool:
-        return self.load.ended == "server_lost" or bool(self.restarted)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Alone:
-    """The engine alone: its rates, one a round, and its answers; or why there are none."""
-
-    rates: tuple[float, ...] = ()
-    values: Values | None = None
-    reason: str = "not reached"
-    failed: bool = False  # it should have run
-
-    @property
-    def items_per_s(self) -> float | None:
-        return statistics.median(self.rates) if self.rates else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """Everything that one measurement gathered."""
-
-    run: Run
-    target: Target
-    plan: Plan
-    done: tuple[Done, ...]
-    loads: tuple[MeasuredLoad, ...]
-    alone: Alone
-    items_per_request: int
-    payload: str
-    no_cross_check: str | None
-    interrupted: bool = False
-    lost: str | None = None  # why the server no longer answers as the one that was described
-    max_rate_per_s: float | None = None  # requests, that the user allows to be sent to this host
-    sender_cpus: tuple[int, ...] = ()
-
-    def of(self, *purposes: str) -> list[MeasuredLoad]:
-        return [load for load in self.loads if load.load.purpose in purposes]
-
-    def windows(self, purpose: str) -> list[Window]:
-        return [w for load in self.of(purpose) for w in load.measured]
 
 
 def answer(evidence: Evidence, *, seconds_spent: float) -> Saturation:
@@ -110,7 +47,7 @@ def answer(evidence: Evidence, *, seconds_spent: float) -> Saturation:
     reasons = shown if decided == "saturated" else (verdict.because(facts), *shown)
     if decided == "server_lost" and evidence.lost:
         reasons = (evidence.lost, *shown)
-    rate, bounds = _figure(evidence, figures)
+    figure = _figure(evidence, figures)
     efficiency = serving_efficiency(evidence.done)
     return Saturation(
         run=evidence.run.id,
@@ -122,21 +59,27 @@ def answer(evidence: Evidence, *, seconds_spent: float) -> Saturation:
         verdict=decided,
         limited_by=_claimed(decided, shown_limit),
         reasons=reasons,
-        items_per_s=rate,
-        ci95=bounds,
-        ci_kind="within_run" if bounds else None,
+        items_per_s=figure.items_per_s,
+        ci95=figure.bounds,
+        ci_kind=figure.kind,
         at=_point(evidence, found),
-        latency_ms=_latency(evidence),
-        effective_batch=_mean([w.server.effective_batch for w in figures if w.server]),
-        queue_ms=_mean([limits.queue_ms(w) for w in figures]),
-        server_busy=_mean([w.server.busy_share(evidence.target.instances) for w in figures if w.server]),
-        client_cpu_cores=_mean([limits.client_cpu_cores(w) for w in figures]),
+        latency_ms=latency_of(evidence.of("figure")),
+        effective_batch=mean([effective_batch(w) for w in figures]),
+        queue_ms=mean([queue_ms(w) for w in figures]),
+        server_busy=mean([busy_share(w, evidence.target.instances) for w in figures]),
+        client_cpu_cores=mean([client_cpu_cores(w) for w in figures]),
         serving_efficiency=efficiency,
         cross_check=checks.cross_check(figures, evidence.windows("cross_check"), evidence.plan.agree),
         checks=_checks(evidence, found, figures, efficiency),
         seconds_spent=seconds_spent,
         item=evidence.target.item,
         in_process_items_per_s=evidence.alone.items_per_s,
+        starts=len({load.load.server_start for load in evidence.of("figure")}) or 1,
+        start_means=tuple(_start_means(evidence)),
+        max_batch=evidence.target.max_batch,
+        instances=evidence.target.instances,
+        probes=tuple(probe(load, evidence.target) for load in evidence.loads),
+        command=evidence.run.command,
     )
 
 
@@ -154,7 +97,7 @@ def _facts(evidence: Evidence, found: Found, figures: Sequence[Window]) -> verdi
     return verdict.Facts(
         aborted=evidence.interrupted,
         server_lost=evidence.lost is not None or any(load.lost for load in evidence.loads),
-        not_ok_share=max((_not_ok_share(load.load) for load in own), default=1.0),
+        not_ok_share=max((load.not_ok_share for load in own), default=1.0),
         further_sender_gain=found.sender_gain,
         throttled=cap is not None and requests_per_s >= THROTTLED * cap,
         unstable=not figures or any(w.unstable for w in figures),
@@ -163,22 +106,34 @@ def _facts(evidence: Evidence, found: Found, figures: Sequence[Window]) -> verdi
     )
 
 
-def _not_ok_share(load: Load) -> float:
-    not_ok = load.rejected + load.timed_out + load.failed
-    return not_ok / (load.ok + not_ok) if load.ok + not_ok else 1.0
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """Items/s at the load point, and its 95% interval as far as there is one."""
+
+    items_per_s: float | None = None
+    bounds: tuple[float, float] | None = None
+    kind: Literal["within_run", "between_starts"] | None = None
 
 
-def _figure(evidence: Evidence, figures: Sequence[Window]) -> tuple[float | None, tuple[float, float] | None]:
-    """Items/s and its 95% interval, both from the fresh windows at the load point."""
+def _figure(evidence: Evidence, figures: Sequence[Window]) -> Figure:
+    """From the fresh windows at the load point: over server starts where there are enough, else within the run."""
     if not figures:
-        return None, None
+        return Figure()
     stretches = [
         interval.stretch(load.rows, load.measured, load.period_ns) for load in evidence.of("figure") if load.measured
     ]
-    found = interval.within_run(stretches)
+    found = interval.between_starts(_start_means(evidence)) or interval.within_run(stretches)
     if found is None:
-        return statistics.mean(w.items_per_s for w in figures), None
-    return found.mean, found.bounds
+        return Figure(items_per_s=statistics.mean(w.items_per_s for w in figures))
+    return Figure(items_per_s=found.mean, bounds=found.bounds, kind=found.kind)
+
+
+def _start_means(evidence: Evidence) -> list[float]:
+    """Items/s of each start of the server, where there was more than one."""
+    by_start: dict[int, list[float]] = {}
+    for load in evidence.of("figure"):
+        by_start.setdefault(load.load.server_start, []).extend(load.rates)
+    return [statistics.mean(rates) for rates in by_start.values() if rates] if len(by_start) > 1 else []
 
 
 def _limit(evidence: Evidence, found: Found, figures: Sequence[Window]) -> tuple[Limit, tuple[str, ...]]:
@@ -186,35 +141,45 @@ def _limit(evidence: Evidence, found: Found, figures: Sequence[Window]) -> tuple
     if not windows:
         return "unknown", ()
     target = evidence.target
-    base = limits.evidence(
-        windows, max_batch=target.max_batch, instances=target.instances, experiment=_experiment(evidence, found),
-        server_cores=_cores(evidence),
-    )  # fmt: skip
-    at_full = _search(evidence, concurrency=evidence.plan.full, senders=found.senders)
-    doubled = _search(evidence, concurrency=2 * evidence.plan.full, senders=found.senders)
-    if at_full and doubled:  # how the time outside the server grows with the load
-        base = dataclasses.replace(
-            base,
-            outside_ms=_mean([limits.outside_ms(w) for w in doubled]),
-            outside_ms_lower=_mean([limits.outside_ms(w) for w in at_full]),
+    cores = _cores(evidence)
+    return limits.what_limits(
+        of_point(
+            windows, max_batch=target.max_batch, instances=target.instances,
+            lower=_search(evidence, concurrency=found.lower, senders=found.senders),
+            higher=_search(evidence, concurrency=found.top, senders=found.senders),
+            experiment=_experiment(evidence, found), transfer=_transfer(evidence, found),
+            server_cores=cores, local=cores is not None, request_bytes=_request_bytes(evidence),
+            loopback_bytes_per_s=evidence.loopback_bytes_per_s,
         )
-    if _cores(evidence) is None:  # the cores that were watched are the sender's, not the server's
-        base = dataclasses.replace(base, machine_cpu_share=None)
-    return limits.what_limits(base)
+    )  # fmt: skip
 
 
-def _experiment(evidence: Evidence, found: Found) -> limits.SenderExperiment | None:
+def _experiment(evidence: Evidence, found: Found) -> SenderExperiment | None:
     """The last one-more-sender experiment; its gain is the medians' that the search decided by."""
     if found.sender_gain is None:
         return None
-    high = 2 * evidence.plan.full
-    one = _search(evidence, concurrency=high, senders=found.senders)
-    more = _search(evidence, concurrency=high, senders=found.senders + 1)
-    made = limits.sender_experiment(one, more, pinned_apart=pinned_apart(evidence.target, evidence.sender_cpus))
+    one = _search(evidence, concurrency=found.top, senders=found.senders)
+    more = _search(evidence, concurrency=found.top, senders=found.senders + 1)
+    apart = pinned_apart(evidence.target, evidence.sender_cpus)
+    made = sender_experiment(one, more, own_cores=len(evidence.sender_cpus) if apart else 0)
     return dataclasses.replace(made, gain=found.sender_gain)
 
 
-def _search(evidence: Evidence, *, concurrency: int, senders: int) -> list[Window]:
+def _transfer(evidence: Evidence, found: Found) -> TransferExperiment | None:
+    """What the same items with fewer bytes gained; its gain is the medians' that the steps decided by."""
+    lighter = [w for load in evidence.of("transfer") for w in load.measured]
+    if found.transfer_gain is None or not lighter:
+        return None
+    how = f"over {lighter[0].point.transport.replace('_', ' ')}"
+    return TransferExperiment(gain=found.transfer_gain, how=how)
+
+
+def _request_bytes(evidence: Evidence) -> int | None:
+    figures = evidence.of("figure") or evidence.of("search")
+    return figures[-1].load.request_bytes if figures else None
+
+
+def _search(evidence: Evidence, *, concurrency: int | None, senders: int) -> list[Window]:
     at = (concurrency, senders)
     loads = evidence.of("search", "one_more_sender")
     return [w for load in loads if (load.load.point.concurrency, load.load.point.senders) == at for w in load.measured]
@@ -314,18 +279,3 @@ def _accounts(load: MeasuredLoad) -> list[accounting.Finding | None]:
     for window in load.measured:
         whole += [accounting.window_adds_up(window), accounting.littles_law(window)]
     return whole
-
-
-def _latency(evidence: Evidence) -> Latency | None:
-    """Percentiles of all requests that ended in the figure's windows; percentiles of windows are never averaged."""
-    inside = [
-        load.rows[(load.rows["done_ns"] > w.start_ns) & (load.rows["done_ns"] <= w.end_ns)]
-        for load in evidence.of("figure")
-        for w in load.measured
-    ]
-    return latency(np.concatenate(inside)) if inside else None
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.mean(known) if known else None

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from brim import guard, layout
+from brim import disk, environment, guard, layout
 from brim.cli import Outcome, verb
 from brim.errors import BrimError, Interrupted, UsageError, worst_exit
-from brim.records import Saturation, Target, TargetLimit
+from brim.records import Saturation, Target
 from brim.say import Say
-from loadtest.plan import LOAD_LIMIT_SECONDS, read_plan
+from experiments.measure.options import Options, allowed_targets, parse_shape, request_of
+from experiments.measure.progress import Progress
+from loadtest.plan import LOAD_LIMIT_SECONDS
 
 if TYPE_CHECKING:
-    from experiments.measure.run import Request
+    from experiments.measure.request import Request
     from experiments.measure.targets import Wanted
 
+#: How long a master waits for its workers, and a worker for its master.
+WORKERS_WITHIN_S = 120.0
 #: Verdict -> exit code of the command.
 EXIT_CODES = {
     "saturated": 0, "point": 0, "still_rising": 4, "client_limited": 4, "unstable": 4, "failing": 4, "server_lost": 5,
@@ -43,64 +49,92 @@ class _Tally:
     results: list[Saturation] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     endings: list[tuple[int, str]] = field(default_factory=list)
+    next_step: str = ""  # what to type after the last of them
 
 
 @verb("Measure how many items per second a served model gives: TARGET is a variant, or a URL and a model's name.")
 @click.argument("target", nargs=-1)
-@click.option("--concurrency", type=click.IntRange(min=1), help="One point (verdict `point`) instead of the search.")
+@click.option("--concurrency", metavar="N|FROM:TO", help="One point (verdict `point`), or bounds of the ladder.")
+@click.option(
+    "--starts", type=click.IntRange(1, 20), default=1, show_default=True, help="Server starts; 3 for a 95% CI."
+)
 @click.option("--senders", type=click.IntRange(min=1), default=1, show_default=True, help="Sender processes.")
 @click.option("--items-per-request", type=click.IntRange(min=1), help="Items in each request.  [default: 1]")
+@click.option("--protocol", type=click.Choice(["http", "grpc"]), help="Of a variant.  [default: http; a URL says it]")
+@click.option("--transport", type=click.Choice(["wire", "shared-memory", "cuda-shared-memory"]), default="wire",
+              show_default=True, help="How inputs travel.")  # fmt: skip
+@click.option("--client", type=click.Choice(["brim", "tritonclient"]), default="brim", show_default=True,
+              help="What sends: prepared bytes, or tritonclient as services use it.")  # fmt: skip
+@click.option("--gzip", is_flag=True, help="Compress requests.")
+@click.option("--channels", type=click.IntRange(1, 64), default=1, show_default=True, help="gRPC connections a sender.")
 @click.option("--shape", "shapes", multiple=True, metavar="NAME:DIMS", help="Dimensions that the model leaves open.")
 @click.option("--input-data", metavar="FILE|FOLDER", help="Your own inputs instead of random ones.")
 @click.option("--model-version", default="", help="Version of the model.  [default: the server's choice]")
 @click.option("--loads", type=click.Path(path_type=Path), help="Your own loads.toml.")
+@click.option("--tls-ca", metavar="PEM", help="Authority of an https:// or grpcs:// target.  [default: the system's]")
+@click.option("--tls-cert", metavar="PEM", help="Certificate that the client shows.")
+@click.option("--tls-key", metavar="PEM", help="Its key.")
+@click.option(
+    "--header", "headers", multiple=True, metavar="NAME=@FILE", help="Send a header; its value stays in FILE."
+)
 @click.option("--allow-remote", multiple=True, metavar="HOST", help="Load this host though it is not loopback.")
 @click.option("--project", type=click.Path(path_type=Path), help="File with the [targets] table.  [default: brim.toml]")
 @click.option("--cross-check/--no-cross-check", default=True, show_default=True, help="perf_analyzer at the point.")
-def loadtest(
-    say: Say,
-    out: Path,
-    target: tuple[str, ...],
-    concurrency: int | None,
-    senders: int,
-    items_per_request: int | None,
-    shapes: tuple[str, ...],
-    input_data: str | None,
-    model_version: str,
-    loads: Path | None,
-    allow_remote: tuple[str, ...],
-    project: Path | None,
-    cross_check: bool,
-) -> int:
+@click.option("--master", metavar="HOST:PORT", help="Let workers on other hosts send; they connect here.")
+@click.option("--expect-workers", type=click.IntRange(1, 64), help="With --master: how many workers to wait for.")
+@click.option("--worker", metavar="HOST:PORT", help="Be a worker of the master there, and nothing else.")
+def loadtest(say: Say, out: Path, target: tuple[str, ...], **options: Any) -> int:
+    asked = Options(**options)
+    if asked.worker is not None:
+        _work(asked, target, out)
     # The measuring modules take seconds to import; --help and a wrong option need none of them.
     from experiments.measure import ledger, targets
-    from experiments.measure.run import Request, exclusive
+    from experiments.measure.run import exclusive
 
-    plan = read_plan(loads)
-    allowed = allowed_targets(project, allow_remote)
-    open_shapes = dict(parse_shape(text) for text in shapes)
-    request = Request(
-        plan=plan,
-        batch_id=ledger.new_batch_id(),
-        allowed=allowed,
-        concurrency=concurrency,
-        senders=senders,
-        items_per_request=items_per_request or plan.items_per_request,
-        input_data=input_data,
-        cross_check=cross_check,
-    )
+    request = request_of(asked, batch_id=ledger.new_batch_id())
+    open_shapes = dict(parse_shape(text) for text in asked.shapes)
     recovered, refused = ledger.recover(out)
     for run in recovered:
         say.warn(f"run {run} was cut off by a kill; closed it, what was measured is kept")
     for reason in refused:
         say.warn(f"a run that was cut off could not be closed: {reason}")
-    wanted = targets.wanted(target, model_version, out)
+    wanted = targets.wanted(target, asked.model_version, out, asked.protocol)
     tally = _Tally()
-    with exclusive():
-        _measure_all(wanted, request, open_shapes, tally, out, say)
+    with exclusive(), _load_hosts(asked, request, say) as request, say.live() as update:
+        _measure_all(wanted, request, open_shapes, tally, out, say, Progress(update, len(wanted)))
     results, failures = tuple(tally.results), tally.failures
+    report(say, results, out)
+    if tally.next_step:
+        say.answer(tally.next_step)
     say.document(Answers(batch_id=request.batch_id, results=results, failures=failures))
     return finish(tally.endings)
+
+
+def _work(asked: Options, target: Sequence[str], out: Path) -> NoReturn:
+    """Become a worker of the master that --worker names."""
+    from loadtest.cluster_driver import worker_command, worker_environment
+    from loadtest.cluster_wire import parse_place
+
+    if target or asked.master:
+        raise UsageError("--worker takes no target and no --master: the master says what to load")
+    folder = disk.make_folder(out / "worker")
+    allowed = allowed_targets(asked.project, asked.allow_remote)
+    command = worker_command(parse_place(str(asked.worker), "--worker"), WORKERS_WITHIN_S, folder, allowed)
+    os.execve(command[0], command, worker_environment())
+
+
+@contextlib.contextmanager
+def _load_hosts(asked: Options, request: Request, say: Say) -> Iterator[Request]:
+    """The request with workers on other hosts as its senders, where they were asked for."""
+    if asked.master is None or asked.expect_workers is None:
+        yield request
+        return
+    from loadtest.cluster_driver import cluster
+    from loadtest.cluster_wire import parse_place
+
+    place = parse_place(asked.master, "--master")
+    with cluster(place, asked.expect_workers, WORKERS_WITHIN_S, tell=say.progress) as driver:
+        yield replace(request, cluster=driver, workers=asked.expect_workers)
 
 
 def _measure_all(
@@ -110,17 +144,22 @@ def _measure_all(
     tally: _Tally,
     out: Path,
     say: Say,
+    progress: Progress,
 ) -> None:
     """One target after the other; a signal ends the rest, and every target is accounted for in the tally."""
-    from experiments.measure import targets
+    from experiments.measure import show, targets
     from experiments.measure.run import measure
 
     for position, one in enumerate(wanted):
         try:
             announce(one, request, say)
-            described = targets.describe(one, request.allowed, shapes)
-            answer, interrupted = measure(described, request, out=out, say=say)
+            described = targets.describe(one, request.allowed, shapes, request.access)
+            if not tally.results:
+                say.answer(show.opening(described, environment.machine()))
+            answer, interrupted = measure(described, request, out=out, say=say, progress=progress)
+            progress.target_ended()
             tally.results.append(answer)
+            tally.next_step = show.next_step(answer, described)
             tell(say, answer, described, out)
             if interrupted is not None:
                 raise interrupted
@@ -140,26 +179,16 @@ def _measure_all(
 def announce(one: Wanted, request: Request, say: Say) -> None:
     """Before a host that is not this machine is asked or sent anything."""
     from experiments.measure import show
+    from experiments.measure.plan import bound_of
     from experiments.measure.steps import most_loads
 
     endpoint = guard.parse_url(one.url)
     guard.judge(endpoint.host, endpoint.port, request.allowed)
     limit = request.allowed.get(endpoint.host)
     if limit is not None:
-        loads = most_loads(
-            single_point=request.concurrency is not None, senders=request.senders, max_senders=request.max_senders,
-            rounds=request.plan.rounds,
-        )  # fmt: skip
+        loads = most_loads(bound_of(request))
         seconds = LOAD_LIMIT_SECONDS + request.plan.longest_drain_s
         say.warn(show.announcement(one.url, one.model, limit, loads=loads, seconds=seconds))
-
-
-def allowed_targets(project: Path | None, allow_remote: Sequence[str]) -> dict[str, TargetLimit]:
-    """The hosts that may be loaded: a project file's cap is never lifted by --allow-remote."""
-    if project is not None and not project.exists():
-        raise UsageError(f"--project {project}: there is no such file")
-    named = {host.lower(): TargetLimit(host=host.lower()) for host in allow_remote}
-    return named | guard.read_allowed(project or Path("brim.toml"))
 
 
 def ending(answer: Saturation) -> tuple[int, str]:
@@ -184,21 +213,23 @@ def tell(say: Say, answer: Saturation, described: Target, out: Path) -> None:
         say.answer(f"  {line}")
 
 
+def report(say: Say, results: Sequence[Saturation], out: Path) -> None:
+    """The page of this command's runs; one that cannot be written costs nothing that was measured."""
+    if not results:
+        return
+    try:
+        from analysis import report as page  # charts take a second to import
+        from experiments.measure import show
+
+        written = page.write(out, [layout.run_folder(out, answer.run) for answer in results])
+        say.answer(show.closing(layout.latest_report(out) / written.name))
+    except (BrimError, ModuleNotFoundError) as error:
+        say.warn(f"no report: {error}; what was measured is kept, and `brim report` tries again")
+
+
 def _near(out: Path, run: str) -> Path:
     folder = layout.run_folder(out, run)
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-
-
-def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
-    """`image:3,224,224` (commas or x) as (name, dimensions)."""
-    name, colon, dims = text.rpartition(":")
-    try:
-        shape = tuple(int(d) for d in dims.replace("x", ",").split(","))
-    except ValueError:
-        shape = ()
-    if not colon or not name or not shape or min(shape) < 1:
-        raise UsageError(f"--shape {text!r}: write NAME:DIMS, as in image:3,224,224")
-    return name, shape
 
 
 command = loadtest

@@ -1,7 +1,8 @@
 """Which step comes next: pure decisions over what has been measured so far.
 
-Without a concurrency: the two points of the search (full, twice full) and one more sender, each repeated before a
-gain is believed. Then rounds at the load point: Locust for the figure, the engine alone, the other generator.
+Without a concurrency: the ladder (1, 2, 4, … to full batches, then on while a doubling gains), one more sender, the
+same items with fewer bytes; each gain is repeated before it is believed. Then rounds at the load point: Locust for the
+figure, the engine alone, the other generator; each on a server start of its own where several are asked for.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, NamedTuple
 
-from judging.tolerances import CEILING, PLATEAU
+from judging.tolerances import CEILING, FULL_BUSY, PLATEAU
 from judging.verdict import gain, load_point
 
-Purpose = Literal["search", "one_more_sender", "figure", "alone", "cross_check"]
+Purpose = Literal["search", "one_more_sender", "transfer", "figure", "alone", "cross_check"]
 
 #: Rounds at the load point: two, so that medians are compared and not single stretches …
 FIGURE_ROUNDS = 2
@@ -28,11 +30,12 @@ EQUAL_BATCHES = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One load to send, or (`alone`) one run of the engine without a server."""
+    """One load to send, or (`alone`) one run of the engine without load."""
 
     purpose: Purpose
     concurrency: int
     senders: int
+    start: int = 0  # of the server; a higher one than the last step's asks for a restart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +46,7 @@ class Done:
     rates: tuple[float, ...]
     busy_s_per_item: float | None = None  # the engine's own time, from the server's batch statistics
     effective_batch: float | None = None
+    busy_share: float | None = None
 
     @property
     def items_per_s(self) -> float | None:
@@ -52,45 +56,95 @@ class Done:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What the user asked for, and what the target is."""
+    """What the user asked for, and what the target is; concurrencies in requests."""
 
-    full: int  # 2 x max_batch x instances, in requests
+    full: int  # 2 x max_batch x instances
+    least: int = 1  # the ladder begins here …
+    most: int = 4096  # … and goes no further than this
     concurrency: int | None  # one point instead of a search
     senders: int  # to begin with
     max_senders: int
     rounds: int
     cross_check: bool
     engine: bool  # whether the engine can be run alone
+    transfer: bool = False  # whether the same items can be sent with fewer bytes
     agree: float  # how far two generators may be apart
     figure_rounds: int = FIGURE_ROUNDS
+    starts: int = 1  # of the server, over which the figure is taken
+
+    @property
+    def base(self) -> int | None:
+        """Where the ladder's doublings begin to count; None if it ends before batches can be full."""
+        base = max(self.full, self.least)
+        return base if base <= self.most else None
+
+    @property
+    def low(self) -> tuple[int, ...]:
+        """The rungs below: measured once, for the curve. Two half-filled batches alternate there and decide nothing."""
+        below, rung = [], self.least
+        while rung < self.full and rung <= self.most:
+            below.append(rung)
+            rung *= 2
+        if self.base is None and below[-1:] != [self.most]:
+            below.append(self.most)
+        return tuple(below)
+
+    @property
+    def high(self) -> tuple[int, ...]:
+        """The rungs from the base on, as far as the bound lets them go."""
+        rungs = [] if self.base is None else [self.base]
+        while rungs and 2 * rungs[-1] <= self.most:
+            rungs.append(2 * rungs[-1])
+        return tuple(rungs)
+
+
+class At(NamedTuple):
+    """Where a search load was: what may be compared with what."""
+
+    concurrency: int
+    senders: int
+    transfer: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """What the search says so far."""
 
-    doubling_gain: float | None  # twice full over full; None = not measured
-    sender_gain: float | None  # one more sender at twice full
+    doubling_gain: float | None  # of the last doubling; None = not measured
+    sender_gain: float | None  # one more sender at the top of the ladder
     concurrency: int  # the load point
     senders: int
-
-
-At = tuple[int, int]  # (concurrency, senders)
+    lower: int | None = None  # the last doubling went from here …
+    top: int | None = None  # … to here
+    transfer_gain: float | None = None  # the same items with fewer bytes, at the load point
 
 
 def next_step(plan: Plan, done: Sequence[Done]) -> Step | None:
     """The next step, or None when all is measured. A load that gave no window ends the experiment."""
-    if done and done[-1].items_per_s is None and done[-1].step.purpose not in ("alone", "cross_check"):
+    if done and done[-1].items_per_s is None and done[-1].step.purpose not in ("alone", "cross_check", "transfer"):
         return None
-    if plan.concurrency is None and (step := _search(plan, done)) is not None:
+    if plan.concurrency is None and (step := _search(plan, done) or _transfer(plan, done)) is not None:
         return step
     return _figure(plan, done, findings(plan, done))
 
 
-def most_loads(*, single_point: bool, senders: int, max_senders: int, rounds: int) -> int:
+def foreseen(plan: Plan, done: Sequence[Done]) -> list[Step]:
+    """The steps still to come if nothing gains any more and all agree: what time is left is estimated from."""
+    future, steps = list(done), list[Step]()
+    rate = next((d.items_per_s for d in reversed(done) if d.items_per_s), 1.0)
+    while (step := next_step(plan, future)) is not None and len(steps) < 100:
+        steps.append(step)
+        future.append(Done(step=step, rates=(rate,), busy_share=1.0))
+    return steps
+
+
+def most_loads(plan: Plan) -> int:
     """How many loads there can be at the very most: the bound of what is sent to a host that is not ours."""
-    at_point = 2 * FIGURE_ROUNDS_MOST + CROSS_CHECK_FAILURES
-    return at_point if single_point else at_point + 3 * rounds * (max_senders - senders + 1)
+    at_point = 2 * max(FIGURE_ROUNDS_MOST, plan.starts, plan.figure_rounds) + CROSS_CHECK_FAILURES
+    if plan.concurrency is not None:
+        return at_point
+    climbs = (plan.max_senders - plan.senders + 1) * (len(plan.high) + 1)
+    return len(plan.low) + plan.rounds * (climbs + plan.transfer) + at_point
 
 
 def point_gain(done: Sequence[Done], base: At, more: At) -> float | None:
@@ -103,7 +157,8 @@ def point_gain(done: Sequence[Done], base: At, more: At) -> float | None:
     first, second = _at(done, base), _at(done, more)
     if not first or not second:
         return None
-    value = _at_engine_speed if _comparable([*first, *second]) else _rate
+    # Fewer bytes take less of the engine's own time, too (its copy in): that is part of what they gain.
+    value = _at_engine_speed if not more.transfer and _comparable([*first, *second]) else _rate
     return gain(statistics.median(map(value, first)), statistics.median(map(value, second)))
 
 
@@ -112,7 +167,8 @@ def _at(done: Sequence[Done], at: At) -> list[Done]:
 
 
 def _is_at(d: Done, at: At) -> bool:
-    return d.step.purpose in ("search", "one_more_sender") and (d.step.concurrency, d.step.senders) == at
+    purposes = ("transfer",) if at.transfer else ("search", "one_more_sender")
+    return d.step.purpose in purposes and (d.step.concurrency, d.step.senders) == (at.concurrency, at.senders)
 
 
 def _comparable(loads: Sequence[Done]) -> bool:
@@ -128,64 +184,138 @@ def _at_engine_speed(d: Done) -> float:
     return _rate(d) * (d.busy_s_per_item or 0.0)
 
 
+# ---------------------------------------------------------------------------- the search
+
+
 def _search(plan: Plan, done: Sequence[Done]) -> Step | None:
-    """The search's next load: both points, then senders, one more each time; a gain must survive every round."""
-    low, high = plan.full, 2 * plan.full
+    """The ladder's next load, then one more sender at its top; a gain of that climbs again with one more."""
+    for rung in plan.low:
+        at = At(rung, min(plan.senders, rung))
+        if not _at(done, at):
+            return _step("search", at)
     for senders in range(plan.senders, plan.max_senders + 1):
-        at_low, at_high, further = (low, senders), (high, senders), (high, senders + 1)
-        if (step := _settle(plan, done, at_low, at_high, "search")) is not None:
+        if (step := _climb(plan, done, senders)) is not None:
             return step
-        if senders + 1 > min(plan.max_senders, low):
+        climbed = _climbed(plan, done, senders)
+        if not climbed or senders + 1 > min(plan.max_senders, plan.high[0]):
             return None
-        if (step := _settle(plan, done, at_high, further, "one_more_sender")) is not None:
+        here, further = At(climbed[-1], senders), At(climbed[-1], senders + 1)
+        if (step := _settle(plan, done, here, further, "one_more_sender")) is not None:
             return step
-        if (point_gain(done, at_high, further) or 0) <= PLATEAU:
+        if (point_gain(done, here, further) or 0) <= PLATEAU:
             return None
     return None
+
+
+def _climb(plan: Plan, done: Sequence[Done], senders: int) -> Step | None:
+    """The next load of the doublings with so many senders; None when one gained nothing, or at the bound."""
+    for low, high in pairwise(plan.high):
+        base, more = At(low, senders), At(high, senders)
+        if (step := _settle(plan, done, base, more, "search")) is not None:
+            return step
+        if (point_gain(done, base, more) or 0) <= PLATEAU:
+            return None
+    only = At(plan.high[0], senders) if plan.high else None
+    return _step("search", only) if only is not None and not _at(done, only) else None
+
+
+def _climbed(plan: Plan, done: Sequence[Done], senders: int) -> list[int]:
+    """The rungs that the doublings reached with so many senders."""
+    reached: list[int] = []
+    for rung in plan.high:
+        if not _at(done, At(rung, senders)):
+            break
+        reached.append(rung)
+        if len(reached) > 1 and (point_gain(done, At(reached[-2], senders), At(rung, senders)) or 0) <= PLATEAU:
+            break
+    return reached
+
+
+def _transfer(plan: Plan, done: Sequence[Done]) -> Step | None:
+    """The same items with fewer bytes, where the engine has time left: if that gains, the bytes were the limit."""
+    found = findings(plan, done)
+    at = At(found.concurrency, found.senders)
+    shares = [d.busy_share for d in _at(done, at) if d.busy_share is not None]
+    failed = any(_is_at(d, at._replace(transfer=True)) and d.items_per_s is None for d in done)
+    if not plan.transfer or failed or not shares or statistics.median(shares) >= FULL_BUSY:
+        return None
+    return _settle(plan, done, at, at._replace(transfer=True), "transfer")
 
 
 def _settle(plan: Plan, done: Sequence[Done], base: At, more: At, purpose: Purpose) -> Step | None:
     """Measure base and more; while `more` seems to gain over the plateau, both again, up to plan.rounds times."""
     at_base, at_more = len(_at(done, base)), len(_at(done, more))
-    again_base = Step(purpose="search", concurrency=base[0], senders=base[1])
-    again_more = Step(purpose=purpose, concurrency=more[0], senders=more[1])
     if not at_base:
-        return again_base
+        return _step("search", base)
     if not at_more:
-        return again_more
+        return _step(purpose, more)
     if (point_gain(done, base, more) or 0) <= PLATEAU:
         return None
     if at_base <= at_more and at_base < plan.rounds:
-        return again_base
-    return again_more if at_more < plan.rounds else None
+        return _step("search", base)
+    return _step(purpose, more) if at_more < plan.rounds else None
+
+
+def _step(purpose: Purpose, at: At) -> Step:
+    return Step(purpose=purpose, concurrency=at.concurrency, senders=at.senders)
 
 
 def findings(plan: Plan, done: Sequence[Done]) -> Found:
     """The load point, and the gains that the verdict rests on."""
     if plan.concurrency is not None:
         return Found(doubling_gain=None, sender_gain=None, concurrency=plan.concurrency, senders=plan.senders)
-    low, high, senders = plan.full, 2 * plan.full, plan.senders
-    sender_gain = point_gain(done, (high, senders), (high, senders + 1))
-    while sender_gain is not None and sender_gain > PLATEAU and _at(done, (high, senders + 2)):
+    senders = plan.senders
+    sender_gain = _sender_gain(plan, done, senders)
+    while sender_gain is not None and sender_gain > PLATEAU and _sender_gain(plan, done, senders + 1) is not None:
         senders += 1
-        sender_gain = point_gain(done, (high, senders), (high, senders + 1))
-    doubling = point_gain(done, (low, senders), (high, senders))
-    point = high if doubling is None else load_point({low: 1.0, high: 1.0 + doubling})
-    return Found(doubling_gain=doubling, sender_gain=sender_gain, concurrency=point, senders=senders)
+        sender_gain = _sender_gain(plan, done, senders)
+    climbed = _climbed(plan, done, senders)
+    if not climbed:
+        return Found(doubling_gain=None, sender_gain=None, concurrency=(plan.high or plan.low)[-1], senders=senders)
+    height, relative = 1.0, {climbed[0]: 1.0}
+    for low, high in pairwise(climbed):
+        height *= 1.0 + (point_gain(done, At(low, senders), At(high, senders)) or 0.0)
+        relative[high] = height
+    lower = climbed[-2] if len(climbed) > 1 else None
+    at_top = At(climbed[-1], senders)
+    point = At(load_point(relative), senders)
+    return Found(
+        doubling_gain=None if lower is None else point_gain(done, At(lower, senders), at_top),
+        sender_gain=sender_gain,
+        concurrency=point.concurrency,
+        senders=senders,
+        lower=lower,
+        top=at_top.concurrency,
+        transfer_gain=point_gain(done, point, point._replace(transfer=True)),
+    )
+
+
+def _sender_gain(plan: Plan, done: Sequence[Done], senders: int) -> float | None:
+    """What one sender more than so many gained at the top of their ladder."""
+    climbed = _climbed(plan, done, senders)
+    return point_gain(done, At(climbed[-1], senders), At(climbed[-1], senders + 1)) if climbed else None
+
+
+# ---------------------------------------------------------------------------- rounds at the load point
 
 
 def _figure(plan: Plan, done: Sequence[Done], found: Found) -> Step | None:
     """The next step of a round at the load point; a cross-check that failed twice is given up."""
     figures, alone, checks = (_rates(done, purpose) for purpose in ("figure", "alone", "cross_check"))
+    start = min(max(len(figures) - 1, 0), plan.starts - 1)
     if plan.engine and len(alone) < len(figures) and None not in alone:
-        return Step(purpose="alone", concurrency=found.concurrency, senders=found.senders)
+        return Step(purpose="alone", concurrency=found.concurrency, senders=found.senders, start=start)
     wants_check = plan.cross_check and checks.count(None) < CROSS_CHECK_FAILURES
     if wants_check and len(checks) - checks.count(None) < len(figures):
-        return Step(purpose="cross_check", concurrency=found.concurrency, senders=1)
-    settled = len(figures) >= plan.figure_rounds and (
-        _fit(plan, done) or len(figures) >= max(plan.figure_rounds, FIGURE_ROUNDS_MOST) or plan.figure_rounds == 1
+        return Step(purpose="cross_check", concurrency=found.concurrency, senders=1, start=start)
+    least = max(plan.figure_rounds, plan.starts)
+    settled = len(figures) >= least and (
+        _fit(plan, done) or len(figures) >= max(least, FIGURE_ROUNDS_MOST) or plan.figure_rounds == 1
     )
-    return None if settled else Step(purpose="figure", concurrency=found.concurrency, senders=found.senders)
+    if settled:
+        return None
+    start = min(len(figures), plan.starts - 1)
+    return Step(purpose="figure", concurrency=found.concurrency, senders=found.senders, start=start)
 
 
 def _fit(plan: Plan, done: Sequence[Done]) -> bool:

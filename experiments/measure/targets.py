@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from brim import guard
 from brim.errors import BrimError, UsageError, did_you_mean
-from brim.kserve import KServe
-from brim.records import Server, Target, TargetLimit
+from brim.records import Access, Protocol, Server, Target, TargetLimit
 from loadtest import target as targets
+from loadtest.control import Control
 from serve import ledger
 from serve.variants import load_variant
 
@@ -31,28 +32,40 @@ def _is_address(word: str) -> bool:
     return "://" in word or re.fullmatch(r"[^:/]+:\d+", word) is not None
 
 
-def wanted(words: Sequence[str], version: str, out: Path) -> list[Wanted]:
-    """What the words ask for; without words, every variant of the current server."""
+def wanted(words: Sequence[str], version: str, out: Path, protocol: Protocol | None = None) -> list[Wanted]:
+    """What the words ask for; without words, every variant of the current server over `protocol` (default: HTTP)."""
     if words and _is_address(words[0]):
         if len(words) != 2:
             raise UsageError(f"{words[0]}: name one model behind the URL, as in `brim loadtest {words[0]} my_model`")
+        if protocol is not None and not guard.parse_url(words[0]).scheme.startswith(protocol):
+            raise UsageError(f"--protocol {protocol}: {words[0]} says otherwise; write {protocol}://host:port")
         return [Wanted(model=words[1], url=words[0], version=version)]
     server = ledger.usable(out)
     unknown = [w for w in words if w not in server.variants]
     if unknown:
         raise UsageError(f"{unknown[0]!r} is not served; {did_you_mean(unknown[0], server.variants)} (`brim status`)")
+    url = server.grpc if protocol == "grpc" else server.http
+    if url is None:
+        raise UsageError(f"--protocol grpc: the gRPC port of {server.id} is not known; name it: grpc://host:port MODEL")
     return [
-        Wanted(model=name, url=server.http, version=version, server=server)
-        for name in dict.fromkeys(words or server.variants)
+        Wanted(model=name, url=url, version=version, server=server) for name in dict.fromkeys(words or server.variants)
     ]
 
 
-def describe(one: Wanted, allowed: Mapping[str, TargetLimit], shapes: Mapping[str, tuple[int, ...]]) -> Target:
+def describe(
+    one: Wanted, allowed: Mapping[str, TargetLimit], shapes: Mapping[str, tuple[int, ...]], access: Access
+) -> Target:
     """The target as its own server describes it; NotReady with the server's reason if it is not ready."""
     variant = load_variant(Path(one.server.repository), one.model) if one.server and one.server.repository else None
     return targets.describe(
-        one.url, one.model, version=one.version, allowed=allowed, variant=variant, server=one.server, shapes=shapes
-    )
+        one.url, one.model, version=one.version, allowed=allowed, variant=variant, server=one.server, shapes=shapes,
+        access=access,
+    )  # fmt: skip
+
+
+def protocol(target: Target) -> Protocol:
+    """Over what it is loaded: its URL says."""
+    return "grpc" if target.url.startswith("grpc") else "http"
 
 
 def server_pid(target: Target) -> int | None:
@@ -67,13 +80,13 @@ def sender_cpus(target: Target) -> tuple[int, ...]:
     return tuple(sorted(os.sched_getaffinity(0) - set(target.server.cpus)))
 
 
-def lost_reason(target: Target, allowed: Mapping[str, TargetLimit]) -> str | None:
+def lost_reason(target: Target, ask: Control) -> str | None:
     """Why the target no longer answers as the one that was described, or None if it does."""
     server = target.server
     if server is not None and server.mode == "embedded" and not ledger.alive(server):
         return f"the server process {server.pid} has ended; its log: {server.log}"
     try:
-        KServe(target.url, allowed).metadata()
+        ask.metadata()
     except BrimError as error:
         return str(error)
     return None

@@ -23,15 +23,17 @@ import pytest
 from brim import disk, layout
 from brim.cli import Outcome, front_door
 from brim.errors import BrimError
-from brim.records import Run, Saturation, Server, Window
+from brim.records import Access, Load, Run, Saturation, Server, Window
 from brim.say import Say
 from experiments.measure import ledger as runs
 from experiments.measure import run as measuring
 from experiments.measure import targets
+from experiments.measure.progress import Progress
+from experiments.measure.request import Request
 from loadtest import plan
 from loadtest.plan import read_plan
 from serve import embedded, ledger
-from serve.known import read_executions
+from serve.executions import read_executions
 from serve.variants import build, plan_variants
 
 pytestmark = pytest.mark.contract
@@ -132,7 +134,7 @@ def _there(process: psutil.Process) -> bool:
 def test_a_server_of_known_capacity_is_found_saturated_at_the_rate_that_it_logged_itself_beside_a_broken_variant(
     bench: Bench,
 ) -> None:
-    done = bench.brim("image__b8", "sleep__b8", "--json", "--quiet")
+    done = bench.brim("image__b8", "sleep__b8", "--concurrency", "4:32", "--json", "--quiet")
     document = json.loads(done.stdout)
     assert "the artifact is corrupt" in document["failures"]["image__b8"]
     assert done.returncode == 3
@@ -156,6 +158,10 @@ def test_a_server_of_known_capacity_is_found_saturated_at_the_rate_that_it_logge
     for window in windows:
         executed = sum(items for _, end_ns, items in log if window.start_ns < end_ns <= window.end_ns)
         assert window.items_ok == pytest.approx(executed, abs=2 * 8), "answers lag the log by what is under way"
+    assert [p["at"]["concurrency"] for p in result["probes"]][:2] == [4, 8], "the curve's points come first"
+    page = bench.out / "reports" / "latest"
+    assert "sleep__b8" in (page / "report.html").read_text()
+    assert len((page / "points.csv").read_text().splitlines()) == 1 + len(result["probes"])
     figures = [w for w in windows if w.generator == "locust" and w.point.concurrency == result["at"]["concurrency"]]
     capacity = _capacity(log, figures[0].start_ns, figures[-1].end_ns)
     assert result["items_per_s"] == pytest.approx(capacity, rel=0.05), "the noise of this machine, not of the method"
@@ -175,11 +181,12 @@ def test_a_single_point_claims_no_plateau_and_a_missing_perf_analyzer_does_not_s
     monkeypatch.setattr(plan, "BINS", BINS)
     monkeypatch.setattr(layout, "perf_analyzer", lambda: tmp_path / "perf_analyzer")
     (wanted,) = targets.wanted(["sleep__b8"], "", bench.out)
-    request = measuring.Request(
+    request = Request(
         plan=read_plan(bench.loads), batch_id="20260101T000000Z-abcdef", allowed={}, concurrency=3, senders=1,
         items_per_request=2, input_data=None, cross_check=True, figure_rounds=1,
     )  # fmt: skip
-    answer, _ = measuring.measure(targets.describe(wanted, {}, {}), request, out=bench.out, say=Say(quiet=True))
+    target, progress = targets.describe(wanted, {}, {}, Access()), Progress(lambda share, text: None)
+    answer, _ = measuring.measure(target, request, out=bench.out, say=Say(quiet=True), progress=progress)
     assert answer.verdict == "point"
     assert answer.cross_check is None
     states = {c.rule: (c.state, c.reason) for c in answer.checks}
@@ -190,6 +197,38 @@ def test_a_single_point_claims_no_plateau_and_a_missing_perf_analyzer_does_not_s
     assert answer.at.items_per_request == 2
     # Three requests of two items: one batch of two runs while the other four items wait for the next.
     assert 2 <= (answer.effective_batch or 0) <= 4
+
+
+def test_every_start_of_the_server_is_a_process_of_its_own_at_the_same_address(tmp_path: Path) -> None:
+    bench = start(tmp_path, "sleep:service_ms=20__b8")
+    try:
+        done = bench.brim("sleep__b8", "--concurrency", "16", "--starts", "2", "--no-cross-check", "--json", "--quiet")
+        (result,) = json.loads(done.stdout)["results"]
+        assert (result["verdict"], result["starts"], result["ci_kind"]) == ("point", 2, "within_run")
+        assert len(result["start_means"]) == 2
+        loads = disk.load_lines(Load, layout.run_folder(bench.out, result["run"]) / "loads.jsonl")
+        assert [load.server_start for load in loads] == [0, 1]
+        again = ledger.usable(bench.out)
+        assert again.http == bench.server.http
+        assert again.pid != bench.server.pid and not ledger.alive(bench.server)
+        logged = [
+            sum(
+                items
+                for start_ns, _, items in read_executions(layout.server_folder(bench.out, server.id), "sleep__b8")
+                if start_ns > load.start_ns  # before it, Triton's own warm-up of the model
+            )
+            for server, load in zip((bench.server, again), loads, strict=True)
+        ]
+        assert logged == [load.items_ok for load in loads], "each start answered its own load, and no other"
+    finally:
+        ledger.stop(ledger.usable(bench.out), bench.out)
+
+
+def test_a_server_that_brim_did_not_start_is_not_restarted(bench: Bench) -> None:
+    done = bench.brim(bench.server.http, "sleep__b8", "--starts", "3")
+    assert done.returncode == 2
+    assert "--starts 3 restarts the server, and Brim did not start this one" in done.stderr
+    assert ledger.alive(bench.server)
 
 
 def test_a_server_killed_in_the_middle_of_a_window_ends_the_run_in_seconds_and_loses_no_row(tmp_path: Path) -> None:

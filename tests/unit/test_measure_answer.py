@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,8 +16,9 @@ from brim import disk, layout
 from brim.cli import Outcome
 from brim.records import Environment, Load, LoadPoint, Run, Saturation, Target, Tensor, Verdict
 from experiments.measure.alone import Kept, Values
-from experiments.measure.answer import Alone, Evidence, MeasuredLoad, answer
+from experiments.measure.answer import answer
 from experiments.measure.cli import EXIT_CODES, ending, finish
+from experiments.measure.gathered import Alone, Evidence, MeasuredLoad
 from experiments.measure.steps import Done, Plan, Step, next_step
 from judging import windows as judged
 from judging.steady import steady
@@ -39,10 +42,10 @@ Serve = Callable[[Step], Simulated]
 Alter = Callable[[MeasuredLoad], MeasuredLoad]
 
 
-def plan(concurrency: int | None = None, *, engine: bool = False) -> Plan:
+def plan(concurrency: int | None = None, *, engine: bool = False, most: int = 64, starts: int = 1) -> Plan:
     return Plan(
-        full=8, concurrency=concurrency, senders=1, max_senders=2, rounds=2, cross_check=True, engine=engine,
-        agree=0.05,
+        full=8, least=4, most=most, concurrency=concurrency, senders=1, max_senders=2, rounds=2, cross_check=True,
+        engine=engine, agree=0.05, starts=starts,
     )  # fmt: skip
 
 
@@ -109,6 +112,7 @@ def gathered(
             done.append(Done(step=step, rates=(alone_per_s,)))
             continue
         load = alter(load_of(step, serve(step), len(loads)))
+        load = replace(load, load=replace(load.load, server_start=step.start))
         loads.append(load)
         done.append(
             Done(
@@ -149,7 +153,7 @@ def saturated() -> Evidence:
 EVIDENCE: dict[Verdict, Callable[[], Evidence]] = {
     Verdict.SATURATED: saturated,
     Verdict.POINT: lambda: gathered(plan(3), busy_server),
-    Verdict.STILL_RISING: lambda: gathered(plan(), server_of_two_instances),
+    Verdict.STILL_RISING: lambda: gathered(plan(most=16), server_of_two_instances),
     Verdict.CLIENT_LIMITED: lambda: gathered(plan(), slow_sender),
     Verdict.UNSTABLE: lambda: gathered(plan(), slowing_server),
     Verdict.FAILING: lambda: gathered(plan(), busy_server, rejecting),
@@ -181,6 +185,48 @@ def test_a_saturated_server_gets_its_capacity_and_every_rule_that_can_hold_holds
     assert states == {
         1: "held", 2: "not_applicable", 3: "held", 4: "held", 5: "held", 6: "held", 7: "held", 8: "not_applicable",
     }  # fmt: skip
+
+
+def test_over_three_starts_the_interval_is_students_t_over_their_means() -> None:
+    """Starts that serve a batch in 100, 104 and 98 ms: 40, 38.46 and 40.82 items/s; t(2, 0.975) = 4.3027."""
+    service_ms = {0: 100, 1: 104, 2: 98}
+
+    def serve(step: Step) -> Simulated:
+        return closed_loop(
+            concurrency=step.concurrency, max_batch=4, service=constant(service_ms[step.start] * MS), seconds=12
+        )
+
+    result = told(gathered(plan(8, starts=3), serve))
+    means = [4 / (ms / 1e3) for ms in service_ms.values()]
+    half = 4.302653 * statistics.stdev(means) / math.sqrt(3)
+    assert (result.ci_kind, result.starts) == ("between_starts", 3)
+    assert result.start_means == pytest.approx(means, rel=1e-3)
+    assert result.items_per_s == pytest.approx(statistics.mean(means), rel=1e-3)
+    assert result.ci95 is not None
+    assert result.ci95[1] - result.ci95[0] == pytest.approx(2 * half, rel=0.02)
+
+
+def test_two_starts_are_not_enough_for_a_95_percent_interval_between_them() -> None:
+    result = told(gathered(plan(8, starts=2), busy_server))
+    assert (result.ci_kind, result.starts) == ("within_run", 2)
+
+
+def test_every_load_is_kept_as_a_probe_with_what_it_is_worth() -> None:
+    evidence = gathered(plan(), busy_server)
+    result = told(evidence)
+    assert [p.load for p in result.probes] == [load.load.index for load in evidence.loads]
+    low, full = result.probes[0], result.probes[1]
+    assert (low.at.concurrency, full.at.concurrency) == (4, 8)
+    assert low.queue_ms == pytest.approx(0, abs=1), "the four arrive together and are taken at once"
+    assert full.items_per_s == pytest.approx(CAPACITY, rel=1e-3)
+    assert full.batch_counts.keys() == {"4"}
+    assert full.server_ms == pytest.approx(200, rel=0.02), "queue and service"
+    assert full.queue_ms == pytest.approx(100, rel=0.02)
+    assert {p.verdict for p in result.probes} == {"steady"}
+    failing = told(gathered(plan(), busy_server, rejecting))
+    assert {p.verdict for p in failing.probes} == {"failing"}
+    gone = told(EVIDENCE[Verdict.SERVER_LOST]())
+    assert [(p.verdict, p.items_per_s) for p in gone.probes] == [("server_lost", None)]
 
 
 def test_a_server_faster_than_its_own_engine_breaks_rule_6_whatever_the_verdict() -> None:

@@ -1,0 +1,139 @@
+"""What stands on the command line of `brim loadtest`, checked and turned into a Request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+from brim import guard
+from brim.access import parse_headers
+from brim.errors import InvalidRecord, UsageError
+from brim.records import Access, Protocol, TargetLimit, Transport
+from loadtest.plan import read_plan
+
+if TYPE_CHECKING:
+    from experiments.measure.request import Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The options as click read them."""
+
+    concurrency: str | None
+    starts: int
+    senders: int
+    items_per_request: int | None
+    protocol: Protocol | None
+    transport: str
+    client: Literal["brim", "tritonclient"]
+    gzip: bool
+    channels: int
+    shapes: tuple[str, ...]
+    input_data: str | None
+    model_version: str
+    loads: Path | None
+    tls_ca: str | None
+    tls_cert: str | None
+    tls_key: str | None
+    headers: tuple[str, ...]
+    allow_remote: tuple[str, ...]
+    project: Path | None
+    cross_check: bool
+    master: str | None
+    expect_workers: int | None
+    worker: str | None
+
+
+def request_of(asked: Options, *, batch_id: str) -> Request:
+    """The Request; UsageError names the option that does not fit."""
+    from experiments.measure.request import Request  # the measuring modules: --help needs none of them
+
+    plan = read_plan(asked.loads)
+    concurrency, ladder = parse_concurrency(asked.concurrency)
+    transport = cast(Transport, asked.transport.replace("-", "_"))
+    if transport != "wire" and asked.client == "tritonclient":
+        raise UsageError(f"--client tritonclient sends over the wire; leave --transport {asked.transport} out")
+    if transport != "wire" and asked.gzip:
+        raise UsageError(f"--gzip has nothing to compress with --transport {asked.transport}; leave one out")
+    if transport != "wire" and asked.master is not None:
+        raise UsageError(f"--transport {asked.transport}: workers on other hosts share no memory with the server")
+    if (asked.master is None) != (asked.expect_workers is None):
+        raise UsageError("--master and --expect-workers go together: --master 127.0.0.1:5557 --expect-workers 2")
+    return Request(
+        plan=plan,
+        batch_id=batch_id,
+        allowed=allowed_targets(asked.project, asked.allow_remote),
+        access=access_of(asked),
+        concurrency=concurrency,
+        ladder=ladder,
+        senders=asked.senders,
+        items_per_request=asked.items_per_request or plan.items_per_request,
+        input_data=asked.input_data,
+        cross_check=asked.cross_check,
+        starts=asked.starts,
+        client=asked.client,
+        transport=transport,
+        compression="gzip" if asked.gzip else "none",
+        channels=asked.channels,
+    )
+
+
+def access_of(asked: Options) -> Access:
+    """TLS files and header files, as absolute paths."""
+    try:
+        return Access(
+            tls_ca=_absolute(asked.tls_ca),
+            tls_cert=_absolute(asked.tls_cert),
+            tls_key=_absolute(asked.tls_key),
+            headers=parse_headers(asked.headers),
+        )
+    except InvalidRecord as error:
+        raise UsageError(f"--tls-cert, --tls-key: {error}") from None
+
+
+def _absolute(file: str | None) -> str | None:
+    return str(Path(file).expanduser().absolute()) if file else None
+
+
+def parse_concurrency(text: str | None) -> tuple[int | None, tuple[int, int] | None]:
+    """`8` is one point, `2:64` are bounds of the ladder."""
+    if text is None:
+        return None, None
+    first, colon, last = text.partition(":")
+    try:
+        numbers = [_count(part) for part in ((first, last) if colon else (first,))]
+    except ValueError:
+        raise UsageError(f"--concurrency {text!r}: write N for one point, or FROM:TO for the ladder") from None
+    if not colon:
+        return numbers[0], None
+    if numbers[0] > numbers[1]:
+        raise UsageError(f"--concurrency {text}: the ladder would begin above its end; write {last}:{first}")
+    return None, (numbers[0], numbers[1])
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 6 or int(text) < 1:
+        raise ValueError(text)
+    return int(text)
+
+
+def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """`image:3,224,224` (commas or x) as (name, dimensions)."""
+    name, colon, dims = text.rpartition(":")
+    try:
+        shape = tuple(int(d) for d in dims.replace("x", ",").split(","))
+    except ValueError:
+        shape = ()
+    if not colon or not name or not shape or min(shape) < 1:
+        raise UsageError(f"--shape {text!r}: write NAME:DIMS, as in image:3,224,224")
+    return name, shape
+
+
+def allowed_targets(project: Path | None, allow_remote: Sequence[str]) -> dict[str, TargetLimit]:
+    """The hosts that may be loaded: a project file's cap is never lifted by --allow-remote."""
+    if project is not None and not project.exists():
+        raise UsageError(f"--project {project}: there is no such file")
+    named = {host.lower(): TargetLimit(host=host.lower()) for host in allow_remote}
+    return named | guard.read_allowed(project or Path("brim.toml"))

@@ -1,0 +1,49 @@
+"""From what the user asked for and what the target is to the plan that the steps are decided by. Pure."""
+
+from __future__ import annotations
+
+from brim.errors import UsageError
+from brim.records import Target
+from experiments.measure.request import Request
+from experiments.measure.steps import Plan
+from experiments.measure.targets import engine_file
+from judging.tolerances import AGREE_SHARED
+
+
+def full(target: Target, request: Request) -> int:
+    """Requests that hold 2 x max_batch x instances items."""
+    return max(1, -(-target.full // request.items_per_request))
+
+
+def plan_of(target: Target, request: Request, *, cross_check: bool, transfer: bool, agree: float) -> Plan:
+    """The plan for one target; UsageError if it has fewer requests than senders."""
+    filled = full(target, request)
+    least, most = request.ladder or (1, max(request.plan.max_concurrency, 2 * filled))
+    fewest = request.concurrency or max(filled, least) if request.ladder is None else min(max(filled, least), most)
+    if request.first_senders > fewest:
+        raise UsageError(f"--senders {request.senders}: only {fewest} requests are in flight; ask for fewer senders")
+    return Plan(
+        full=filled,
+        least=least,
+        most=most,
+        concurrency=request.concurrency,
+        senders=request.first_senders,
+        max_senders=request.max_senders,
+        rounds=request.plan.rounds,
+        cross_check=cross_check,
+        engine=engine_file(target) is not None,
+        transfer=transfer,
+        agree=agree,
+        figure_rounds=request.figure_rounds,
+        starts=request.starts,
+    )
+
+
+def bound_of(request: Request) -> Plan:
+    """The longest plan that any target could ask for: what is told before a host that is not ours is asked anything."""
+    least, most = request.ladder or (1, request.plan.max_concurrency)
+    return Plan(
+        full=1, least=least, most=most, concurrency=request.concurrency, senders=request.first_senders,
+        max_senders=request.max_senders, rounds=request.plan.rounds, cross_check=request.cross_check, engine=True,
+        transfer=True, agree=AGREE_SHARED, figure_rounds=request.figure_rounds, starts=request.starts,
+    )  # fmt: skip
