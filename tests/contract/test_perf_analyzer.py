@@ -24,7 +24,7 @@ from loadtest.driver import LoadSpec
 from loadtest.perf_analyzer_driver import PerfAnalyzerDriver, RunningPerfAnalyzer, available, csv_file
 from loadtest.perf_analyzer_output import csv_rate
 from loadtest.rows import read_rows
-from serve import embedded, known, ledger, variants
+from serve import embedded, executions, known, ledger, variants
 
 pytestmark = pytest.mark.contract
 SERVICE_MS = 20.0
@@ -89,7 +89,7 @@ def test_rows_csv_server_log_and_the_closed_form_agree(served: Served, tmp_path:
     assert (result.ended, result.reason, result.errors) == ("finished", "", {})
     assert result.sent == result.ok == result.items_ok == served.inferences() - before
     rows = read_rows(tmp_path)
-    log = [e for e in known.read_executions(served.folder, served.variant) if e[0] > result.start_ns]
+    log = [e for e in executions.read_executions(served.folder, served.variant) if e[0] > result.start_ns]
     assert sum(items for _, _, items in log) == result.ok
     # the requests split over two batches that alternate: throughput is concurrency / (2 x period)
     done_s = np.sort(rows["done_ns"][rows["status"] == Status.OK]) / 1e9
@@ -102,7 +102,7 @@ def test_rows_csv_server_log_and_the_closed_form_agree(served: Served, tmp_path:
 
 def test_stamps_lie_close_to_the_ends_of_the_executions_that_the_server_logged(served: Served, tmp_path: Path) -> None:
     result = start(served.target(), tmp_path, seconds=3.0).finish()
-    ends = np.array([e[1] for e in known.read_executions(served.folder, served.variant) if e[0] > result.start_ns])
+    ends = np.array([e[1] for e in executions.read_executions(served.folder, served.variant) if e[0] > result.start_ns])
     done = np.sort(read_rows(tmp_path)["done_ns"])
     after = done - ends[np.clip(np.searchsorted(ends, done) - 1, 0, None)]
     assert 0 < np.median(after) < 5e6  # an answer is seen 1 to 2 ms after its batch ended

@@ -23,7 +23,7 @@ from brim.kserve import KServe
 from brim.records import ModelCard, Server, ServingConfig, Tensor, Variant
 from brim.say import Say
 from serve import embedded, ledger
-from serve.known import read_executions
+from serve.executions import itemised_by_instance, read_executions
 from serve.variants import build, plan_variants
 
 pytestmark = [
@@ -277,6 +277,19 @@ def test_a_served_model_answers_as_its_engine_does_alone_with_every_request_its_
     for got, alone in zip(answers, engine_in_process(served.out, variant, sent, tmp_path), strict=True):
         np.testing.assert_allclose(got, alone, rtol=1e-5, atol=1e-6)
     assert len({answer.tobytes() for answer in answers}) == len(sent)  # and could have been mistaken for each other
+
+
+def test_an_engines_log_has_a_line_for_each_batch_that_the_server_counts(served: Served) -> None:
+    variant = served.variants["net__full"]
+    at_once(served.server, variant, [random(variant, 1, seed) for seed in range(8)])
+    counted = served.questions.statistics(variant.name)
+    logs = itemised_by_instance(Path(str(served.server.log)).parent, variant.name)
+    assert sorted(logs) == ["0_0", "0_1"]  # both instances; warm-up is counted and logged alike
+    batches = [batch for log in logs.values() for batch in log]
+    assert len(batches) == counted["execution_count"]
+    assert sum(batch.items for batch in batches) == counted["inference_count"]
+    infer_ns = sum(entry["compute_infer"]["ns"] for entry in counted["batch_stats"])
+    assert sum(batch.run_ns for batch in batches) < infer_ns  # which includes the way to the stub and back
 
 
 def test_the_log_says_which_python_each_instance_runs_and_on_which_provider(served: Served) -> None:

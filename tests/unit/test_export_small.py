@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
@@ -17,28 +18,29 @@ from brim.layout import CHECKOUT
 from brim.records import ModelCard
 from engines.engine import open_engine
 from export import parity
-from export.small import LAYERS, export_small
+from export.small import DEMO, TINY, Network, export_small
 
 
-def by_numpy(weights: dict[str, NDArray[Any]], images: NDArray[Any]) -> NDArray[Any]:
+def by_numpy(network: Network, weights: dict[str, NDArray[Any]], images: NDArray[Any]) -> NDArray[Any]:
     """The network written out: 3x3 windows times filters, ReLU between, mean over the picture, classes."""
     value = images.astype(np.float64)
-    for index, layer in enumerate(LAYERS):
+    for index, layer in enumerate(network.layers):
         padded = np.pad(value, ((0, 0), (0, 0), (1, 1), (1, 1)))
         windows = sliding_window_view(padded, (3, 3), axis=(2, 3))[:, :, :: layer.stride, :: layer.stride]
         value = np.tensordot(windows, weights[f"conv{index}"], axes=((1, 4, 5), (1, 2, 3))).transpose(0, 3, 1, 2)
-        if index < len(LAYERS) - 1:
+        if index < len(network.layers) - 1:
             value = np.maximum(value, 0)
     return np.asarray(value.mean(axis=(2, 3)) @ weights["classes"].T)
 
 
-def test_the_served_graph_computes_what_numpy_does_at_every_batch_size(tmp_path: Path) -> None:
-    export_small(tmp_path)
-    path = layout.model_folder(tmp_path, "demo") / "model.onnx"
+@pytest.mark.parametrize("network", [DEMO, TINY], ids=lambda network: network.name)
+def test_the_served_graph_computes_what_numpy_does_at_every_batch_size(tmp_path: Path, network: Network) -> None:
+    export_small(tmp_path, network)
+    path = layout.model_folder(tmp_path, network.name) / "model.onnx"
     weights = {w.name: onnx.numpy_helper.to_array(w) for w in onnx.load(path).graph.initializer}
     engine = open_engine("onnxruntime", path)
-    images = parity.seeded_images((5, 3, 64, 64), 3)
-    wanted = by_numpy(weights, images)
+    images = parity.seeded_images((5, 3, network.size, network.size), 3)
+    wanted = by_numpy(network, weights, images)
     for batch in (1, 2, 5):
         found = engine.run({"input": images[:batch]})["output"]
         assert parity.largest_error(wanted[:batch], found) < 1e-4 * np.max(np.abs(wanted))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from engines import engine as engines_engine
-from serve.known import read_executions
+from serve.executions import itemised_by_instance, read_executions
 
 Array = np.ndarray[Any, Any]
 
@@ -154,6 +154,17 @@ def test_image_gives_the_sum_of_each_images_first_pixel(backend: types.SimpleNam
     assert read_executions(backend.folder, "image__b4")[0][2] == 2
 
 
+@pytest.mark.parametrize(("dtype", "channels"), [(np.uint8, (255, 254, 253)), (np.float16, (65504, 65504, 1))])
+def test_image_sums_in_fp32_what_its_inputs_dtype_cannot_hold(
+    backend: types.SimpleNamespace, dtype: Any, channels: tuple[int, ...]
+) -> None:
+    pixels = np.array(channels, dtype).reshape(1, 3, 1, 1)
+    [response] = model(backend, "image").execute([{"INPUT": FakeTensor("INPUT", pixels)}])
+    [output] = response.output_tensors
+    assert output.array.dtype == np.float32
+    assert output.array.tolist() == [[sum(channels)]]
+
+
 def test_sleep_takes_its_service_time_for_a_batch_of_any_size(backend: types.SimpleNamespace) -> None:
     sleep = model(backend, "sleep", **{"brim.parameters": '{"service_ms": 5.0}'})
     sleep.execute([request([[1]])])
@@ -161,6 +172,9 @@ def test_sleep_takes_its_service_time_for_a_batch_of_any_size(backend: types.Sim
     executions = read_executions(backend.folder, "sleep__b4")
     assert [items for _, _, items in executions] == [1, 4]
     assert all(end_ns - start_ns >= 5_000_000 for start_ns, end_ns, _ in executions)
+
+
+CONFIG = json.dumps({"engine": "onnxruntime", "threads": 3, "engine_options": {"a": "b"}})
 
 
 @pytest.fixture
@@ -173,8 +187,7 @@ def doubling(backend: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch) ->
         return engine
 
     monkeypatch.setattr(engines_engine, "open_engine", open_engine)
-    config = {"engine": "onnxruntime", "threads": 3, "engine_options": {"a": "b"}}
-    return model(backend, "engine", **{"brim.config": json.dumps(config), "brim.device": "cpu"}), engine, opened
+    return model(backend, "engine", **{"brim.config": CONFIG, "brim.device": "cpu"}), engine, opened
 
 
 def test_the_engine_is_opened_once_as_the_config_says(doubling: tuple[Any, Doubling, list[Any]]) -> None:
@@ -214,3 +227,47 @@ def test_what_the_engine_refuses_is_told_to_every_request_of_the_batch_and_the_n
     responses = served.execute([request([[1]], "x"), request([[100]], "x")])
     assert [response.error for response in responses] == ["too large for me"] * 2
     assert answers(served.execute([request([[1]], "x")])) == [{"y": [[2]], "z": [[1]]}]
+
+
+def test_an_engine_logs_where_the_time_of_each_batch_went(
+    doubling: tuple[Any, Doubling, list[Any]], backend: types.SimpleNamespace
+) -> None:
+    served, _, _ = doubling
+    served.execute([request([[1]], "x"), request([[2], [3]], "x")])
+    served.execute([request([[4]], "x")])
+    assert served.execute([request([[100]], "x")])[0].error  # refused: a batch without an answer has no line
+    batches = itemised_by_instance(backend.folder, "engine__b4")["0_0"]
+    assert [batch.items for batch in batches] == [3, 1]
+    for batch in batches:
+        parts_ns = batch.copy_in_ns + batch.concatenate_ns + batch.run_ns + batch.copy_out_ns
+        assert parts_ns == batch.end_ns - batch.start_ns > 0
+
+
+def test_an_engine_serves_on_when_its_log_has_no_place_or_no_room(
+    doubling: tuple[Any, Doubling, list[Any]],
+    backend: types.SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    served, _, _ = doubling
+    served.finalize()
+    for remove in (False, True):
+        file = backend.folder / "itemised-engine__b4.0_0.csv"
+        file.unlink()
+        if remove:
+            monkeypatch.delenv("BRIM_SERVER_FOLDER")
+        else:
+            file.symlink_to("/dev/full")
+        again = model(backend, "engine", **{"brim.config": CONFIG, "brim.device": "cpu"})
+        for _ in range(2):
+            assert answers(again.execute([request([[1]], "x")])) == [{"y": [[2]], "z": [[1]]}]
+        assert file.exists() != remove
+
+
+def test_the_itemised_log_ends_where_it_would_grow_without_bound(
+    doubling: tuple[Any, Doubling, list[Any]], backend: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["serve.models.stub"], "ITEMISED_LINES", 2)
+    served = model(backend, "engine", **{"brim.config": CONFIG, "brim.device": "cpu"})
+    for value in range(4):
+        assert answers(served.execute([request([[value]], "x")])) == [{"y": [[2 * value]], "z": [[value]]}]
+    assert len(itemised_by_instance(backend.folder, "engine__b4")["0_0"]) == 2
