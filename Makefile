@@ -7,7 +7,8 @@
 #   OUT=folder ARGS='...'       where results go; anything else that the command takes
 #   PYTHON=python3.12           set up with this Python and no other
 
-.PHONY: help setup demo export serve loadtest status down doctor gpu-check bundle test check lock clean
+.PHONY: help setup demo export serve loadtest report status down doctor gpu-check bundle
+.PHONY: test bench bench-search bench-long check lock clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -60,6 +61,11 @@ loadtest:
 	$(ensure) $(if $(URL),loadtest-url,loadtest)
 	$(strip $(BRIM) loadtest $(if $(URL),$(URL) $(MODEL),$(variant)) $(load) $(out) $(ARGS))
 
+## report      the newest report again, from files
+report:
+	$(ensure) report
+	$(strip $(BRIM) report $(out) $(ARGS))
+
 ## status      what is served, what is not ready and why
 status:
 	$(ensure) status
@@ -100,6 +106,25 @@ endef
 test:
 	$(ensure) test
 	$(if $(ARGS),$(PYTEST) $(ARGS),$(all_tests))
+
+# What is measured side by side must have the machine for itself: one after the other, and a miss does not end the rest.
+BENCH = .venv/bin/python -m benchmarks
+
+## bench       rates, processor time and serving cost beside perf_analyzer (20 minutes)
+bench:
+	$(ensure) test
+	$(strip $(BRIM) export resnet50 $(out))
+	$(strip $(BENCH).rates $(out) $(ARGS)); rates=$$?; $(strip $(BENCH).serving_cost $(out)) && exit $$rates
+
+## bench-search five servers of known capacity: is the search right, and how long does it take (30 minutes)
+bench-search:
+	$(ensure) test
+	$(strip $(BENCH).search $(out) $(ARGS))
+
+## bench-long   ten minutes of load: does memory grow
+bench-long:
+	$(ensure) test
+	$(strip $(BENCH).long $(out) $(ARGS))
 
 ## check       format, lint, types, import rules, unit tests: what a commit must pass
 check:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from brim.records import Check, CrossCheck, LoadPoint, ServerDelta, Window
 from judging.accounting import Finding
-from judging.limits import SenderExperiment
+from judging.evidence import SenderExperiment
 from judging.tolerances import AGREE_WINDOWS, CEILING, PLATEAU
 from judging.verdict import gain
 from judging.windows import Rows
@@ -70,6 +70,8 @@ def batch_statistics(deltas: Sequence[ServerDelta | None], *, instances: int) ->
     given = [delta for delta in deltas if delta is not None]
     if not given:
         return not_applicable(4, "the server gave no statistics")
+    if any(delta.steps for delta in given):
+        return not_applicable(4, "an ensemble executes nothing itself: its steps' batch_stats are read instead")
     for delta in given:
         executions = sum(delta.batch_counts.values())
         if not executions:

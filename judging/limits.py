@@ -1,154 +1,78 @@
-"""What keeps a server from being faster, decided from the evidence there is and never guessed.
+"""What keeps a server from being faster: the first of DESIGN's limits that the evidence shows, in words. Pure.
 
-Reads windows, writes nothing. Transfer, network and preprocessing need experiments of their own and are never
-named without them: what the evidence does not show is `unknown`.
+Reads `judging.evidence`, writes nothing. Experiments come first, since what they gain refutes every other limit;
+then what is measured to be full; then what follows from what waits. What the evidence does not show is `unknown`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from statistics import mean, median
-
-from brim.records import Limit, Window
-from judging.tolerances import CPU_FULL, CPU_ROOM, FULL_BATCH, FULL_BUSY, PLATEAU, QUEUE_WAITS
-from judging.verdict import gain
+from brim.records import Limit
+from judging.evidence import Evidence, StepLoad
+from judging.tolerances import (
+    CPU_FULL,
+    CPU_ROOM,
+    FULL_BATCH,
+    FULL_BUSY,
+    HELD,
+    LINK_FULL,
+    OURS,
+    PLATEAU,
+    QUEUE_WAITS,
+    RUNS_ON,
+)
 
 Finding = tuple[Limit, str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SenderExperiment:
-    """The same requests in flight, spread over one more sender process."""
-
-    senders: int  # before the further one
-    gain: float
-    machine_cpu_share: float | None  # while the further one ran; None = another machine's, or unknown
-    pinned_apart: bool
-
-    @property
-    def convicts(self) -> bool:
-        """A further sender got more out of the server: the client was the limit."""
-        return self.gain > PLATEAU
-
-    @property
-    def acquits(self) -> bool:
-        """It got no more, and had the room to: idle cores, or cores of its own."""
-        room = self.pinned_apart or (self.machine_cpu_share is not None and self.machine_cpu_share < CPU_ROOM)
-        return not self.convicts and room
-
-    def words(self) -> str:
-        if self.convicts:
-            return f"another sender gained {self.gain:+.1%}: {self.senders} sent too slowly"
-        changed = f"another sender changed nothing ({self.gain:+.1%})"
-        if self.acquits:
-            return changed
-        busy = "unknown" if self.machine_cpu_share is None else f"{self.machine_cpu_share:.0%}"
-        return f"{changed}, but that proves nothing: machine CPU {busy}, sender and server not pinned apart"
-
-
-def sender_experiment(one: Sequence[Window], more: Sequence[Window], *, pinned_apart: bool = False) -> SenderExperiment:
-    """Compare the medians of windows with some senders and with one more at the same total concurrency."""
-    shares = [w.cpu.machine_share for w in more if w.cpu is not None and w.cpu.machine_share is not None]
-    return SenderExperiment(
-        senders=one[0].point.senders,
-        gain=gain(median(w.items_per_s for w in one), median(w.items_per_s for w in more)),
-        machine_cpu_share=max(shares) if shares else None,
-        pinned_apart=pinned_apart,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """What is known of a load point when its limit is judged; None = not known."""
-
-    in_flight: float | None  # items, of a closed loop
-    max_batch: int  # 0 = the model does not batch
-    instances: int
-    full_batch: float | None = None  # the largest batch that the engine profits from, where that was measured
-    busy_share: float | None = None
-    effective_batch: float | None = None
-    queue_ms: float | None = None  # of a request
-    latency_ms: float | None = None
-    outside_ms: float | None = None  # client latency less the server's own request time
-    outside_ms_lower: float | None = None  # the same with fewer in flight
-    machine_cpu_share: float | None = None
-    server_cpu_cores: float | None = None
-    server_cores: float | None = None  # how many it may use
-    client_cpu_cores: float | None = None
-    experiment: SenderExperiment | None = None
-
-    @property
-    def fills(self) -> bool:
-        """Enough is in flight for full batches on every instance while the next ones form."""
-        return self.in_flight is None or self.in_flight >= 2 * max(1, self.max_batch) * self.instances
-
-
-def evidence(
-    windows: Sequence[Window],
-    *,
-    max_batch: int,
-    instances: int,
-    lower: Sequence[Window] = (),
-    experiment: SenderExperiment | None = None,
-    server_cores: float | None = None,
-    full_batch: float | None = None,
-) -> Evidence:
-    """Put together what the windows of one point, and those of a lower one, show."""
-    point = windows[0].point
-    return Evidence(
-        in_flight=None if point.concurrency is None else float(point.concurrency * point.items_per_request),
-        max_batch=max_batch,
-        instances=instances,
-        full_batch=full_batch,
-        busy_share=_mean(windows, lambda w: w.server.busy_share(instances) if w.server else None),
-        effective_batch=_mean(windows, lambda w: w.server.effective_batch if w.server else None),
-        queue_ms=_mean(windows, queue_ms),
-        latency_ms=_mean(windows, lambda w: w.latency_ms.mean if w.latency_ms else None),
-        outside_ms=_mean(windows, outside_ms),
-        outside_ms_lower=_mean(lower, outside_ms),
-        machine_cpu_share=_mean(windows, lambda w: w.cpu.machine_share if w.cpu else None),
-        server_cpu_cores=_mean(windows, server_cpu_cores),
-        server_cores=server_cores,
-        client_cpu_cores=_mean(windows, client_cpu_cores),
-        experiment=experiment,
-    )
-
-
-def queue_ms(window: Window) -> float | None:
-    """Mean wait of a request in the server's queue."""
-    server = window.server
-    return server.queue_ns / server.success_count / 1e6 if server and server.success_count else None
-
-
-def outside_ms(window: Window) -> float | None:
-    """Mean latency that the server's own clock does not see: transport, HTTP in front of it, the client."""
-    server = window.server
-    if server is None or not server.success_count or window.latency_ms is None:
-        return None
-    return window.latency_ms.mean - server.request_ns / server.success_count / 1e6
-
-
-def server_cpu_cores(window: Window) -> float | None:
-    if window.cpu is None or window.cpu.server_s is None or window.server is None:
-        return None
-    return window.cpu.server_s / window.server.seconds
-
-
-def client_cpu_cores(window: Window) -> float | None:
-    return window.cpu.client_s / window.server.seconds if window.cpu and window.server else None
-
-
 def what_limits(found: Evidence) -> tuple[Limit, tuple[str, ...]]:
-    """The first limit that the evidence shows, with its reasons in words; `unknown` says what is missing."""
-    experiment = found.experiment
-    sender = (experiment.words() if experiment else "no further sender was tried",)
-    if experiment is not None and experiment.convicts:
-        return "client", sender
-    for rule in (_engine, _host, _batcher, _frontend):
-        if (shown := rule(found)) is not None:
-            return shown[0], (shown[1], *sender)
-    return "unknown", (_undecided(found), *sender)
+    """The limit and its reasons: the rule's own first, then what the experiments and the wire showed."""
+    rules = (
+        _client,
+        _network,
+        _transfer,
+        _preprocessing,
+        _engine,
+        _holding,
+        _frontend,
+        _host,
+        _steady_preprocessing,
+        _steady_engine,
+        _batcher,
+    )
+    shown = next((finding for rule in rules if (finding := rule(found)) is not None), None)
+    limit, words = shown or ("unknown", _undecided(found))
+    return limit, tuple(dict.fromkeys((words, *_beside(found))))
+
+
+# ---------------------------------------------------------------------------- experiments and links
+
+
+def _client(found: Evidence) -> Finding | None:
+    if found.experiment is None or not found.experiment.convicts:
+        return None
+    return "client", found.experiment.words()
+
+
+def _network(found: Evidence) -> Finding | None:
+    """Only to a remote server, and only where the link's rate is known."""
+    sent, link = found.payload_bytes_per_s, found.link_bytes_per_s
+    if sent is None or link is None or sent < LINK_FULL * link:
+        return None
+    return "network", f"network: {_rate(sent)} of the link's {_rate(link)}, {_shares(found)}"
+
+
+def _transfer(found: Evidence) -> Finding | None:
+    if found.transfer is None or not found.transfer.convicts:
+        return None
+    return "transfer", f"transfer: {found.transfer.words()}; {_shares(found)}"
+
+
+# ---------------------------------------------------------------------------- what is full
+
+
+def _preprocessing(found: Evidence) -> Finding | None:
+    """An earlier step of an ensemble has no time left, and the last one has."""
+    return _earlier_step(found, FULL_BUSY)
 
 
 def _engine(found: Evidence) -> Finding | None:
@@ -157,35 +81,58 @@ def _engine(found: Evidence) -> Finding | None:
     return "engine", f"engine: {_shares(found)}"
 
 
+def _holding(found: Evidence) -> Finding | None:
+    """Requests spend most of their time waiting for a batch that may still grow while nothing runs: a queue delay."""
+    if found.pause_ms is None or not found.queue_ms or not found.latency_ms or _full(found):
+        return None
+    if found.queue_ms < HELD * found.latency_ms or found.pause_ms < HELD * found.queue_ms:
+        return None
+    return "batcher", (
+        f"batcher: requests wait {found.queue_ms:.1f} ms of {found.latency_ms:.1f} while nothing runs for "
+        f"{found.pause_ms:.1f} ms before each batch, {_shares(found)}"
+    )
+
+
+def _frontend(found: Evidence) -> Finding | None:
+    """The engine has time left, and what stands before it has none: its cores are full, or it alone grows with load."""
+    if found.busy_share is None or _busy(found) or found.server_cpu_cores is None or found.server_cores is None:
+        return None
+    cores = f"server at {found.server_cpu_cores:.2f} of its {found.server_cores:g} cores"
+    if found.server_cpu_cores >= CPU_FULL * found.server_cores:
+        return "frontend", f"frontend: {cores}, yet {_shares(found)}"
+    starved = found.queue_ms is not None and not _queues(found) and _grows(found)
+    if not starved or found.experiment is None or not found.experiment.acquits:
+        return None
+    waits = f"queue {found.queue_ms:.1f} ms, while transport grows with the load"
+    return "frontend", f"frontend: {_shares(found)}, {waits}, {cores}"
+
+
 def _host(found: Evidence) -> Finding | None:
-    if found.busy_share is None or _busy(found) or (found.machine_cpu_share or 0.0) < CPU_FULL:
+    if found.busy_share is None or _busy(found) or not _cores_full(found) or _by_others(found):
         return None
     return "host", f"host: all cores busy ({found.machine_cpu_share:.0%}), {_shares(found)}, {_cores(found)}"
 
 
+# ---------------------------------------------------------------------------- what waits
+
+
+def _steady_preprocessing(found: Evidence) -> Finding | None:
+    """The same of a step that always has a next batch waiting."""
+    return _earlier_step(found, RUNS_ON) if _queues(found) else None
+
+
+def _steady_engine(found: Evidence) -> Finding | None:
+    """Batches are full and the next always waits; between them passes only what Triton takes to hand one over."""
+    if found.busy_share is None or found.busy_share < RUNS_ON or not _full(found) or not _queues(found):
+        return None
+    return "engine", f"engine: {_shares(found)}, the next batch always waits{_pause(found)}"
+
+
 def _batcher(found: Evidence) -> Finding | None:
-    """Requests wait although the batches that run have room for them."""
-    if found.effective_batch is None or not found.fills or _full(found) or not _queues(found):
+    """Requests wait although batches have room for them or no batch runs."""
+    if found.busy_share is None or found.effective_batch is None or not found.fills or not _queues(found):
         return None
-    return "batcher", f"batcher: requests wait {found.queue_ms:.1f} ms, yet {_shares(found)}"
-
-
-def _frontend(found: Evidence) -> Finding | None:
-    """The engine starves, nothing waits, and time before it grows with the load on a server out of cores."""
-    if found.busy_share is None or _busy(found) or found.queue_ms is None or _queues(found):
-        return None
-    outside, lower = found.outside_ms, found.outside_ms_lower
-    if outside is None or lower is None or outside <= lower * (1 + PLATEAU):
-        return None
-    if found.server_cpu_cores is None or found.server_cores is None:
-        return None
-    if found.server_cpu_cores < CPU_FULL * found.server_cores:
-        return None
-    return "frontend", (
-        f"frontend: {_shares(found)}, queue {found.queue_ms:.1f} ms, time outside the server's requests grew "
-        f"from {lower:.1f} to {outside:.1f} ms, "
-        f"server at {found.server_cpu_cores:.2f} of {found.server_cores:g} cores"
-    )
+    return "batcher", f"batcher: requests wait {found.queue_ms:.1f} ms, yet {_shares(found)}{_pause(found)}"
 
 
 def _undecided(found: Evidence) -> str:
@@ -196,8 +143,34 @@ def _undecided(found: Evidence) -> str:
     return f"unknown: {_shares(found)}, {_cores(found)}; nothing measured decides"
 
 
+#: In this order: what was shown by changing one thing, what has no time or room left, what waits without need.
+_RULES = (
+    _client,
+    _network,
+    _transfer,
+    _preprocessing,
+    _engine,
+    _holding,
+    _frontend,
+    _host,
+    _steady_engine,
+    _batcher,
+)
+
+# ---------------------------------------------------------------------------- facts, and their words
+
+
 def _busy(found: Evidence) -> bool:
     return found.busy_share is not None and found.busy_share >= FULL_BUSY
+
+
+def _earlier_step(found: Evidence, busy: float) -> Finding | None:
+    if not found.steps or found.steps[-1].busy_share >= busy:
+        return None
+    full = next((step for step in found.steps[:-1] if step.busy_share >= busy), None)
+    if full is None:
+        return None
+    return "preprocessing", f"preprocessing: {_step(full)}, while {_step(found.steps[-1])}"
 
 
 def _full(found: Evidence) -> bool:
@@ -211,11 +184,56 @@ def _queues(found: Evidence) -> bool:
     return bool(found.queue_ms and found.latency_ms and found.queue_ms >= QUEUE_WAITS * found.latency_ms)
 
 
+def _cores_full(found: Evidence) -> bool:
+    return found.machine_cpu_share is not None and found.machine_cpu_share >= CPU_ROOM
+
+
+def _by_others(found: Evidence) -> bool:
+    """The cores that the server may use are full, but neither with its own work nor with the senders'."""
+    if found.server_cores is None or found.server_cpu_cores is None or not _cores_full(found):
+        return False
+    return found.server_cpu_cores + (found.client_cpu_cores or 0.0) < OURS * found.server_cores
+
+
+def _grows(found: Evidence) -> bool:
+    outside, lower = found.outside_ms, found.outside_ms_lower
+    return outside is not None and lower is not None and outside > lower * (1 + PLATEAU)
+
+
+def _beside(found: Evidence) -> list[str]:
+    """What the experiments showed, and how much of what a plain copy could do the payload took."""
+    said = [found.experiment.words() if found.experiment else "no further sender was tried"]
+    if _by_others(found):
+        said.append(f"machine CPU {found.machine_cpu_share:.0%}, mostly of other processes; {_cores(found)}")
+    if found.transfer is not None and not found.transfer.convicts:
+        said.append(found.transfer.words())
+    if found.payload_bytes_per_s is not None and found.loopback_bytes_per_s is not None:
+        said.append(f"payload {_rate(found.payload_bytes_per_s)} of {_rate(found.loopback_bytes_per_s)} loopback copy")
+    if found.outside_share is not None:
+        said.append(f"transport {found.outside_share:.0%} of the latency{_growth(found)}")
+    return said
+
+
+def _growth(found: Evidence) -> str:
+    if found.outside_ms is None or found.outside_ms_lower is None:
+        return ""
+    return f" (from {found.outside_ms_lower:.1f} to {found.outside_ms:.1f} ms as the load grew)"
+
+
+def _pause(found: Evidence) -> str:
+    return f", {found.pause_ms:.2f} ms pass between batches" if found.pause_ms else ""
+
+
 def _shares(found: Evidence) -> str:
     busy = "?" if found.busy_share is None else f"{found.busy_share:.0%}"
     batch = "?" if found.effective_batch is None else f"{found.effective_batch:.1f}"
     profits = f" (the engine profits up to {found.full_batch:g})" if found.full_batch else ""
     return f"busy {busy}, batches {batch} of {max(1, found.max_batch)}{profits}"
+
+
+def _step(step: StepLoad) -> str:
+    batch = "" if step.effective_batch is None else f", batches {step.effective_batch:.1f}"
+    return f"{step.name} busy {step.busy_share:.0%}{batch}"
 
 
 def _cores(found: Evidence) -> str:
@@ -224,6 +242,5 @@ def _cores(found: Evidence) -> str:
     return f"CPU-seconds a second: server {server}, client {client}"
 
 
-def _mean(windows: Sequence[Window], of: Callable[[Window], float | None]) -> float | None:
-    values = [value for value in map(of, windows) if value is not None]
-    return mean(values) if values else None
+def _rate(bytes_per_s: float) -> str:
+    return f"{bytes_per_s / 1e9:.1f} GB/s" if bytes_per_s >= 1e8 else f"{bytes_per_s / 1e6:.1f} MB/s"

@@ -70,9 +70,18 @@ FULL_BUSY: Final = 0.98
 FULL_BATCH: Final = 0.98
 #: A further sender that finds less than a tenth of the machine idle proves nothing by gaining nothing.
 CPU_ROOM: Final = 0.90
-#: From here on all cores count as busy: the rest is the kernel's own bookkeeping.
+#: From here on a server's own cores count as full: the rest is the kernel's bookkeeping.
 CPU_FULL: Final = 0.95
 #: Requests that wait longer than this share of their latency do queue; less is the batcher's own hand-over.
 QUEUE_WAITS: Final = 0.05
+#: Of full cores, server and senders use at least this share, or what fills them is other work.
+OURS: Final = 0.5
+#: Busier than this, with full batches and requests that always wait, an engine is the limit all the same: Triton takes
+#: 0.1 to 0.6 ms to hand over from one batch to the next, a large part of a short one.
+RUNS_ON: Final = 0.90
+#: Requests that spend half of their latency in the queue, half of that while nothing runs, are held back.
+HELD: Final = 0.5
+#: TCP and the frames around it leave no more of a link for the payload than about this.
+LINK_FULL: Final = 0.8
 #: More requests than this not answered well, and the rate is that of another workload.
 FAILING: Final = 0.01

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brim.errors import InvalidRecord, Lost
-from brim.records import Cpu, Latency, LoadPoint, ServerDelta, StatsRead, Status, Window
+from brim.records import Cpu, Gpu, Latency, LoadPoint, ServerDelta, StatsRead, Status, StepCount, Window
 from judging.edges import Counts, Nanoseconds, whole_batch_edge
 from judging.steady import Steady
 from judging.tolerances import WINDOW_MAX_S, WINDOW_MIN_BATCHES, WINDOW_MIN_S
@@ -91,10 +91,10 @@ def cut_windows(
     first = spans[0][0] if spans else firm[0] if firm else edges[-1] if edges else None
     windows = []
     if first is not None and first.at_ns > start.at_ns:
-        windows.append(_window(rows, start, first, generator, point, kind="warmup"))
+        windows.append(_window(rows, start, first, reads, generator, point, kind="warmup"))
     for a, b in spans:
         reasons = steady.reasons + _holds(a, b, min_batches)
-        windows.append(_window(rows, a, b, generator, point, unstable=steady.unstable, reasons=reasons))
+        windows.append(_window(rows, a, b, reads, generator, point, unstable=steady.unstable, reasons=reasons))
     return windows
 
 
@@ -108,6 +108,7 @@ def window(
     first: StatsRead | None = None,
     last: StatsRead | None = None,
     kind: Literal["warmup", "measured"] = "measured",
+    gpu_told: Gpu | None = None,
     unstable: bool = False,
     reasons: tuple[str, ...] = (),
 ) -> Window:
@@ -136,6 +137,7 @@ def window(
         latency_ms=latency(ended),
         server=server_delta(first, last) if first and last else None,
         cpu=cpu(first, last) if first and last else None,
+        gpu=gpu_told,
         unstable=unstable,
         reasons=reasons,
     )
@@ -170,17 +172,49 @@ def server_delta(first: StatsRead, last: StatsRead) -> ServerDelta:
             "infer_ns",
         )
     }
+    steps = {name: _step_delta(before, last.steps[name]) for name, before in first.steps.items() if name in last.steps}
     sizes = sorted({*first.batch_counts, *last.batch_counts}, key=int)
     batches = {size: last.batch_counts.get(size, 0) - first.batch_counts.get(size, 0) for size in sizes}
-    back = [name for name, n in {**grown, **batches}.items() if n < 0]
+    of_steps = {f"{name}.inference_count": step.inference_count for name, step in steps.items()}
+    back = [name for name, n in {**grown, **batches, **of_steps}.items() if n < 0]
     if back:
         raise Lost(f"the server's counter {back[0]} went back: it restarted or reloaded the model; measure again")
     return ServerDelta(
         read_width_ns=(first.after_ns - first.before_ns) + (last.after_ns - last.before_ns),
         seconds=(last.middle_ns - first.middle_ns) / 1e9,
         batch_counts={size: n for size, n in batches.items() if n},
+        steps=steps,
         **grown,
     )
+
+
+def _step_delta(first: StepCount, last: StepCount) -> StepCount:
+    return StepCount(
+        inference_count=last.inference_count - first.inference_count,
+        execution_count=last.execution_count - first.execution_count,
+        success_count=last.success_count - first.success_count,
+        queue_ns=last.queue_ns - first.queue_ns,
+        busy_ns=last.busy_ns - first.busy_ns,
+        instances=last.instances,
+    )
+
+
+def gpu(reads: Sequence[StatsRead]) -> Gpu | None:
+    """The mean over the reads, each column over those that know it; None where none does."""
+    known = [read.gpu for read in reads if read.gpu is not None]
+    if not known:
+        return None
+    return Gpu(
+        utilization=_known_mean([g.utilization for g in known]),
+        power_w=_known_mean([g.power_w for g in known]),
+        memory_used_bytes=_known_mean([g.memory_used_bytes for g in known]),
+        memory_total_bytes=_known_mean([g.memory_total_bytes for g in known]),
+    )
+
+
+def _known_mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def cpu(first: StatsRead, last: StatsRead) -> Cpu:
@@ -269,6 +303,7 @@ def _window(
     rows: Rows,
     a: _Edge,
     b: _Edge,
+    reads: Sequence[StatsRead],
     generator: Generator,
     point: LoadPoint,
     *,
@@ -277,6 +312,7 @@ def _window(
     reasons: tuple[str, ...] = (),
 ) -> Window:
     same = a.read is b.read
+    inside = [read for read in reads if a.at_ns < read.middle_ns <= b.at_ns]
     return window(
         rows,
         start_ns=a.at_ns,
@@ -286,6 +322,13 @@ def _window(
         first=None if same else a.read,
         last=None if same else b.read,
         kind=kind,
+        gpu_told=gpu(inside),
         unstable=unstable,
-        reasons=reasons,
+        reasons=reasons + _gpu_coverage(inside),
     )
+
+
+def _gpu_coverage(reads: Sequence[StatsRead]) -> tuple[str, ...]:
+    """Said only where some reads have it and some have not: elsewhere the columns say it."""
+    told = sum(read.gpu is not None for read in reads)
+    return (f"GPU metrics in {told} of {len(reads)} reads",) if 0 < told < len(reads) else ()

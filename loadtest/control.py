@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from brim import guard
 from brim.guard import Endpoint
-from brim.kserve import KServe
+from brim.kserve import KServe, MemoryKind
 from brim.records import Access, TargetLimit
 
 
@@ -21,8 +22,15 @@ class Control(Protocol):
     def model_config(self, model: str, version: str = "") -> dict[str, Any]: ...
     def statistics(self, model: str, version: str = "") -> dict[str, Any]: ...
     def repository_index(self) -> list[dict[str, Any]]: ...
+    def shared_memory(self, kind: MemoryKind) -> list[str]: ...
+    def register_shared_memory(self, kind: MemoryKind, name: str, about: Mapping[str, Any]) -> None: ...
+    def unregister_shared_memory(self, kind: MemoryKind, name: str) -> None: ...
 
 
 def control(url: str, allowed: Mapping[str, TargetLimit], access: Access) -> Control:
     """The control side of the server at `url`; UsageError if Brim cannot ask it."""
-    return KServe(url, allowed)
+    if guard.parse_url(url).scheme in ("grpc", "grpcs"):
+        from loadtest.grpc_control import GrpcControl  # half a second, which only gRPC need pay
+
+        return GrpcControl(url, allowed, access)
+    return KServe(url, allowed, access)

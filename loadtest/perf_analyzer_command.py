@@ -8,14 +8,17 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Callable, Iterator
+import ssl
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from brim import disk, guard
-from brim.errors import UsageError
-from brim.records import Tensor
+from brim.access import open_tls, ssl_context
+from brim.errors import NotReady, UsageError
+from brim.guard import Endpoint
+from brim.records import Access, TargetLimit, Tensor, Transport
 from loadtest import payload as pool
 from loadtest import prepared, request_bytes
 from loadtest.driver import LoadSpec
@@ -24,27 +27,68 @@ from loadtest.driver import LoadSpec
 WINDOWS = 3
 #: It sleeps for 1.2 times the interval that it was told (measured: 2.402 s for 2000 ms).
 WINDOW_FACTOR = 1.2
+CONNECT_S = 5.0
+#: Its flags for authorities, our certificate and our key.
+SECURE = {
+    "https": (
+        "--ssl-https-ca-certificates-file",
+        "--ssl-https-client-certificate-file",
+        "--ssl-https-private-key-file",
+    ),
+    "grpcs": (
+        "--ssl-grpc-root-certifications-file",
+        "--ssl-grpc-certificate-chain-file",
+        "--ssl-grpc-private-key-file",
+    ),
+}
+
+
+def refusal(
+    url: str, *, transport: Transport, compression: str, access: Access, allowed: Mapping[str, TargetLimit]
+) -> str | None:
+    """Why perf_analyzer cannot send such a load as it is meant, or None if it can."""
+    endpoint = guard.parse_url(url)
+    limit = allowed.get(endpoint.host)
+    if limit is not None and limit.max_rate_per_s is not None:
+        addresses = guard.judge(endpoint.host, endpoint.port, allowed)
+        if not all(address.loopback for address in addresses):
+            return (
+                f"perf_analyzer in closed loop keeps to no rate, and {endpoint.host} may be sent "
+                f"{limit.max_rate_per_s:g}/s at most"
+            )
+    if access.headers:
+        return "perf_analyzer takes headers as arguments, which every user of this machine can read"
+    if transport == "cuda_shared_memory":
+        return "perf_analyzer 2.51 out of its wheel has no CUDA shared memory"
+    if compression != "none" and endpoint.scheme.startswith("http"):
+        return "perf_analyzer does not compress over HTTP"
+    return None
 
 
 def check(spec: LoadSpec) -> guard.Address:
     """The judged address to send to; UsageError if perf_analyzer cannot send this load as it is meant."""
-    point = spec.point
-    if point.mode != "closed" or point.protocol != "http" or point.transport != "wire":
-        raise UsageError(
-            f"the perf_analyzer driver sends closed-loop HTTP over the wire, not "
-            f"{point.mode} {point.protocol} {point.transport}; use the Locust driver for this load point"
-        )
-    endpoint = guard.parse_url(spec.url)
-    if endpoint.scheme != "http":
-        raise UsageError(f"{spec.url}: the perf_analyzer driver speaks http://, not {endpoint.scheme}://")
+    point, endpoint = spec.point, guard.parse_url(spec.url)
+    why = refusal(
+        spec.url, transport=point.transport, compression=point.compression, access=spec.access, allowed=spec.allowed
+    )
+    if point.mode != "closed":
+        why = "perf_analyzer sends closed-loop load here"
+    if why is not None:
+        raise UsageError(f"{why}; leave the cross-check out")
     address = guard.judge(endpoint.host, endpoint.port, spec.allowed)[0]
-    limit = spec.allowed.get(endpoint.host)
-    if not address.loopback and limit is not None and limit.max_rate_per_s is not None:
-        raise UsageError(
-            f"{endpoint.host} may be sent {limit.max_rate_per_s}/s at most, and perf_analyzer in closed loop "
-            f"keeps to no rate; leave the cross-check out"
-        )
+    if endpoint.scheme in SECURE and address.host != endpoint.host:
+        _require_certificate(spec, Endpoint(scheme=endpoint.scheme, host=address.host, port=address.port))
     return address
+
+
+def _require_certificate(spec: LoadSpec, numeric: Endpoint) -> None:
+    """perf_analyzer holds the certificate against what it connects to: a number, so that nothing is looked up again."""
+    judged = {numeric.host: TargetLimit(host=numeric.host, max_rate_per_s=None)}  # as the address of its name
+    sock = guard.connect(numeric.host, numeric.port, judged, timeout_s=CONNECT_S)
+    try:
+        open_tls(sock, ssl_context(spec.access), numeric).close()
+    except NotReady as error:
+        raise UsageError(f"perf_analyzer connects to {numeric.host}: {error}; leave the cross-check out") from None
 
 
 def arguments(spec: LoadSpec, address: guard.Address, input_data: Path, csv: Path) -> list[str]:
@@ -54,16 +98,32 @@ def arguments(spec: LoadSpec, address: guard.Address, input_data: Path, csv: Pat
     trace (-v -v) that the rows are made from. The profile export is not asked for: it repeats the data of each
     request as JSON numbers (14 times its bytes in memory), and leaves out what is in flight at the end.
     """
+    protocol = spec.point.protocol
     host = f"[{address.host}]" if ":" in address.host else address.host
-    version = ["-x", spec.version] if spec.version else []
+    scheme = "https://" if guard.parse_url(spec.url).scheme == "https" else ""
     return [
-        *("-m", spec.model, *version, "-i", "http", "-u", f"{host}:{address.port}"),
+        *("-m", spec.model, "-i", protocol, "-u", f"{scheme}{host}:{address.port}"),
+        *(("-x", spec.version) if spec.version else ()),
+        *_tls(spec),
+        *(("--shared-memory", "system") if spec.point.transport == "shared_memory" else ()),
+        *(("--grpc-compression-algorithm", spec.point.compression) if protocol == "grpc" else ()),
         *("-b", str(spec.point.items_per_request), "--input-data", str(input_data)),
         *("--concurrency-range", str(spec.point.concurrency), "--async", "--max-threads", "1"),
         *("--measurement-mode", "time_windows", "--measurement-interval", str(interval_ms(spec.seconds))),
         *("--stability-percentage", "999", "--max-trials", str(WINDOWS)),
         *("-f", str(csv), "-v", "-v"),
     ]
+
+
+def _tls(spec: LoadSpec) -> list[str]:
+    """The files that its TLS is told by name; both its clients verify certificate and host unless told otherwise."""
+    scheme, access = guard.parse_url(spec.url).scheme, spec.access
+    if scheme not in SECURE:
+        return []
+    authorities = access.tls_ca or ssl.get_default_verify_paths().cafile
+    files = zip(SECURE[scheme], (authorities, access.tls_cert, access.tls_key), strict=True)
+    told = [word for flag, file in files if file for word in (flag, file)]
+    return ["--ssl-grpc-use-ssl", "true", *told] if scheme == "grpcs" else told
 
 
 def interval_ms(seconds: float) -> int:

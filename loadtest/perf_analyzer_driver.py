@@ -21,10 +21,12 @@ from typing import IO, Literal
 
 from brim import disk, guard, layout
 from brim.errors import BrimError, NoResource, NotReady
-from brim.kserve import KServe
 from brim.records import Status
 from loadtest import perf_analyzer_command as command
+from loadtest import perf_analyzer_memory as memory
 from loadtest import perf_analyzer_output as output
+from loadtest import prepared
+from loadtest.control import control
 from loadtest.driver import LoadResult, LoadSpec, counts_of
 from loadtest.senders.tally import RowFile, Texts, row_file
 
@@ -83,6 +85,8 @@ class PerfAnalyzerDriver:
         address = command.check(spec)
         if (why := available(self._binary, self._libraries)) is not None:
             raise NotReady(why)
+        if spec.point.transport == "shared_memory":
+            memory.require_alone(spec)
         disk.make_folder(folder)
         data = command.write_input_data(Path(spec.payload), lambda: self._takes_a_batch(spec))
         csv_file(folder).unlink(missing_ok=True)  # one of an earlier load would pass for this one's
@@ -92,7 +96,7 @@ class PerfAnalyzerDriver:
     def _takes_a_batch(self, spec: LoadSpec) -> bool:
         if self._batched is not None:
             return self._batched
-        config = KServe(spec.url, spec.allowed).model_config(spec.model, spec.version)
+        config = control(spec.url, spec.allowed, spec.access).model_config(spec.model, spec.version)
         return int(config.get("max_batch_size", 0)) > 0
 
 
@@ -105,7 +109,7 @@ class RunningPerfAnalyzer:
 
     def __init__(self, spec: LoadSpec, folder: Path, program: list[str], env: dict[str, str]) -> None:
         self._spec, self._folder = spec, folder
-        self._trace, self._texts = output.Trace(), Texts()
+        self._trace, self._texts = output.Trace(spec.point.protocol), Texts()
         self._done_ns = array.array("q")  # completion instants of answered requests, in order
         self._stopped, self._killed, self._broken = False, "", ""
         self._drained_s = 0.0  # once told to stop, nothing in flight counts as drained from here on
@@ -116,6 +120,8 @@ class RunningPerfAnalyzer:
         rows = row_file(Path(spec.rows), spec.first_worker)
         self._rows = RowFile(rows, spec.first_worker, spec.point.items_per_request)
         self._stderr = self._open_stderr()
+        self._payload = prepared.load(Path(spec.payload)) if spec.point.transport == "shared_memory" else None
+        self._not_its_own = memory.segments(self._payload) if self._payload else set()
         self._start_ns = time.monotonic_ns()
         self._bound_s = START_UP_S + OVERRUN * spec.seconds + spec.drain_s
         self._deadline_s = time.monotonic() + self._bound_s
@@ -235,6 +241,9 @@ class RunningPerfAnalyzer:
 
     def _conclude(self, exit_code: int, cpu_s: float) -> LoadResult:
         end_ns = time.monotonic_ns()
+        if self._payload is not None and exit_code != 0:  # else it has tidied up itself
+            memory.forget(self._spec, self._payload)
+            memory.sweep(self._payload, self._not_its_own)
         stderr = self._last_stderr()
         ended, reason = self._how_it_ended(exit_code, output.words(stderr))
         self._close_rows(stderr, end_ns)

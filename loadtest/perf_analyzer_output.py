@@ -1,8 +1,8 @@
 """What perf_analyzer says: its trace, its CSV and its last words, and what they make of a load. Pure.
 
-With `-v -v` its HTTP client prints the head of every request as it is sent and of every answer as it comes. These
-lines are stamped with CLOCK_MONOTONIC as they arrive: warm-up and drain are in them, and no step of the system clock
-(which perf_analyzer itself stamps with) can reach them.
+With `-v -v` its clients print every request as it is sent and every answer as it comes (HTTP: their JSON heads; gRPC:
+a line, and the answer as text). These lines are stamped with CLOCK_MONOTONIC as they arrive: warm-up and drain are in
+them, and no step of the system clock (which perf_analyzer itself stamps with) can reach them.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from brim.records import Status
+from brim.records import Protocol, Status
 
 Ended = Literal["finished", "stopped", "crashed", "server_lost"]
 
 #: The two JSON heads of a request; each is printed in one piece, while the words before it may interleave.
 _HEAD = re.compile(rb'\{"id":"(\d{1,20})","(inputs|model_name)"')
-_HEAD_BYTES = 64  # more than the longest of them, so a head that two reads cut apart is found in the second
+#: gRPC numbers its requests one after another. "Sent request" is printed in one piece, and so is an answer, but the
+#: number behind the former is not: an answer may stand in between.
+_TURN = re.compile(rb'Sent request|\nid: "(\d{1,20})"\n')
+_HEAD_BYTES = 64  # more than the longest of them, so one that two reads cut apart is found in the second
 _TAIL_BYTES = 2**16
 
 #: Lines of libcurl's own trace on stderr.
@@ -32,7 +35,10 @@ _REQUEST_ID = re.compile(r"\[request id: \d+\] ")
 _THREAD_ERROR = re.compile(r"Thread \[\d+\] had error: ")
 _REQUEST_COUNT = re.compile(rb"^ +Request count: (\d{1,18})\s*$", re.MULTILINE)
 #: How 2.51 puts it that the server went away; an empty answer is what a reset connection looks like to it.
-_GONE = ("couldn't connect", "document is empty", "connection refused", "connection reset", "returned nothing")
+_GONE = (
+    "couldn't connect", "document is empty", "connection refused", "connection reset", "returned nothing",
+    "failed to connect", "socket closed",
+)  # fmt: skip
 
 #: The rows and the CSV describe one stretch; more than this apart, and one of them is wrong.
 AGREEMENT = 0.02
@@ -41,25 +47,42 @@ AGREEMENT = 0.02
 class Trace:
     """The requests in flight, followed through perf_analyzer's standard output."""
 
-    def __init__(self) -> None:
-        self.in_flight: dict[bytes, int] = {}  # request id -> sent_ns
+    def __init__(self, protocol: Protocol = "http") -> None:
+        self.in_flight: dict[int, int] = {}  # request id -> sent_ns
         self.first_sent_ns: int | None = None
         self.tail = b""  # the newest output, for its summary
         self._rest = b""
+        self._pattern = _HEAD if protocol == "http" else _TURN
+        self._sent = 0  # requests that gRPC has told of
+        self._early: set[int] = set()  # answers that were printed before their request was
 
     def feed(self, output: bytes, now_ns: int) -> list[int]:
         """Take output that arrived at `now_ns`; gives the sent_ns of each request that was answered in it."""
         self.tail = (self.tail + output)[-_TAIL_BYTES:]
         text, end, answered = self._rest + output, 0, []
-        for head in _HEAD.finditer(text):
-            end = head.end()
-            if head[2] == b"inputs":
-                self.in_flight[head[1]] = now_ns
+        for turn in self._pattern.finditer(text):
+            end = turn.end()
+            number, sent = self._turn(turn)
+            if sent:
+                self.in_flight[number] = now_ns
                 self.first_sent_ns = self.first_sent_ns or now_ns
-            elif head[1] in self.in_flight:
-                answered.append(self.in_flight.pop(head[1]))
+            if (not sent or number in self._early) and number in self.in_flight:
+                answered.append(self.in_flight.pop(number))
+                self._early.discard(number)
         self._rest = text[end:][-_HEAD_BYTES:]
         return answered
+
+    def _turn(self, turn: re.Match[bytes]) -> tuple[int, bool]:
+        """Which request it is about, and whether it was sent or answered."""
+        if self._pattern is _HEAD:
+            return int(turn[1]), turn[2] == b"inputs"
+        if turn[1] is None:
+            self._sent += 1
+            return self._sent - 1, True
+        number = int(turn[1])
+        if number >= self._sent:
+            self._early.add(number)
+        return number, False
 
 
 def csv_rate(text: str, concurrency: int) -> float | None:

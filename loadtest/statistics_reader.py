@@ -1,4 +1,7 @@
-"""Reads a served model's counters about once a second, beside the processor time of client, server and machine."""
+"""Reads a served model's counters about once a second, beside the processor time of client, server and machine.
+
+Of an ensemble its composing models' counters, too; of a server of our own its GPUs, from the metrics endpoint.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ from typing import Any
 
 import psutil
 
-from brim.kserve import KServe
-from brim.records import StatsRead, Target
+from brim.records import StatsRead, StepCount, Target
+from loadtest.control import Control
+from loadtest.metrics_reader import MetricsReader
+from loadtest.target import instances
 
 #: A read costs about a millisecond of one core; once a second it stays below what a window can resolve.
 INTERVAL_S = 1.0
@@ -22,13 +27,15 @@ class StatisticsReader:
     The machine is the sender's: the cores that this process may use, and those that the server is pinned to.
     """
 
-    def __init__(self, server: KServe, target: Target, server_pid: int | None) -> None:
+    def __init__(self, server: Control, target: Target, server_pid: int | None) -> None:
         own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
         self._cores = frozenset(own) | frozenset(target.server.cpus if target.server else ())
         self._server, self._target = server, target
         self._server_cpu = ProcessorTime(() if server_pid is None else (server_pid,))
         self._local = server_pid is not None
         self._client_cpu = ProcessorTime(())
+        self._instances: dict[str, int] = {}  # of the steps that were asked
+        self._metrics = MetricsReader(target.server.metrics if target.server else None)
 
     def watch_clients(self, pids: Sequence[int]) -> None:
         """The processes that send now; time counts from zero again."""
@@ -38,6 +45,7 @@ class StatisticsReader:
         """One read; NotReady if the server does not answer."""
         before_ns = time.monotonic_ns()
         entry = self._server.statistics(self._target.model, self._target.version)
+        steps = {name: self._step(name) for name in self._target.steps}
         after_ns = time.monotonic_ns()
         busy_s, total_s = machine_seconds(self._cores)
         return StatsRead(
@@ -48,6 +56,22 @@ class StatisticsReader:
             server_cpu_s=self._server_cpu.spent_s() if self._local else None,
             machine_busy_s=busy_s,
             machine_total_s=total_s,
+            steps=steps,
+            gpu=self._metrics.read(),
+        )
+
+    def _step(self, name: str) -> StepCount:
+        """The counters of one composing model; others may use it too, and then its own are not only ours."""
+        if name not in self._instances:
+            self._instances[name] = instances(self._server.model_config(name))
+        found = counters(self._server.statistics(name))
+        return StepCount(
+            inference_count=found["inference_count"],
+            execution_count=found["execution_count"],
+            success_count=found["success_count"],
+            queue_ns=found["queue_ns"],
+            busy_ns=found["busy_ns"],
+            instances=self._instances[name],
         )
 
 

@@ -1,6 +1,6 @@
 """Who is to be loaded: a Target built from what the server itself says of the model.
 
-Asks the server's metadata, configuration and repository index over HTTP; writes nothing.
+Asks the server's metadata, configuration and repository index over the URL's protocol; writes nothing.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from brim import guard
+from brim.access import PLAIN
 from brim.errors import BrimError, NotReady, UsageError, did_you_mean
-from brim.kserve import KServe
-from brim.records import Server, Target, TargetLimit, Tensor, Variant
+from brim.records import Access, Server, Target, TargetLimit, Tensor, Variant
+from loadtest.control import Control, control
 
 
 def describe(
@@ -24,6 +25,7 @@ def describe(
     variant: Variant | None = None,
     server: Server | None = None,
     shapes: Mapping[str, tuple[int, ...]],
+    access: Access = PLAIN,
 ) -> Target:
     """The target as its server tells it, open dimensions filled from `shapes`.
 
@@ -31,10 +33,7 @@ def describe(
     """
     endpoint = guard.parse_url(url)
     guard.judge(endpoint.host, endpoint.port, allowed)
-    if endpoint.scheme != "http":
-        later = "gRPC" if endpoint.scheme.startswith("grpc") else "TLS"
-        raise UsageError(f"{endpoint.url}: the {later} sender comes later; use http://{endpoint.host}:<HTTP port>")
-    ask = KServe(endpoint.url, allowed)
+    ask = control(endpoint.url, allowed, access)
     about = ask.metadata()
     require_ready(ask, model, version)
     metadata, config = ask.model_metadata(model, version), ask.model_config(model, version)
@@ -55,10 +54,12 @@ def describe(
         item=variant.model.item if variant else item_word(inputs),
         variant=variant,
         server=server,
+        access=access,
+        steps=steps(config),
     )
 
 
-def require_ready(ask: KServe, model: str, version: str) -> None:
+def require_ready(ask: Control, model: str, version: str) -> None:
     """NotReady, with the server's own reason or the nearest known name, unless the model answers as ready."""
     if ask.model_ready(model, version):
         return
@@ -123,6 +124,11 @@ def instances(config: Mapping[str, Any]) -> int:
     """Executions that the server can run at once: the sum over its instance groups, each counted on every GPU."""
     groups = config.get("instance_group") or [{}]
     return sum(max(1, int(g.get("count", 1))) * max(1, len(g.get("gpus") or ())) for g in groups)
+
+
+def steps(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The composing models of an ensemble, in the order of its configuration; () for a plain model."""
+    return tuple(str(step["model_name"]) for step in config.get("ensemble_scheduling", {}).get("step", ()))
 
 
 def item_word(inputs: Sequence[Tensor]) -> str:

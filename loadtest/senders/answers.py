@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from brim.access import Redact
 from brim.records import Status, Tensor
-from loadtest.prepared import tensor_bytes
+from loadtest.senders.promise import unlike
 
 HEAD_END = b"\r\n\r\n"
 HEAD_MAX_BYTES = 64 * 2**10
@@ -91,22 +92,23 @@ def clean(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:TEXT_MAX]
 
 
-def error_text(status: int, body: bytes) -> str:
+def error_text(status: int, body: bytes, redact: Redact = str) -> str:
     """The server's own words in a body that is no inference answer, with the status before them."""
-    text = body[: 16 * TEXT_MAX].decode("utf-8", "replace")
+    text = body[:HEAD_MAX_BYTES].decode("utf-8", "replace")
     try:
         plain = json.loads(body)
         text = str(plain["error"]) if isinstance(plain, dict) and "error" in plain else text
     except (ValueError, RecursionError):
         pass
-    return clean(f"HTTP {status}: {text}")
+    return clean(f"HTTP {status}: {redact(text)[: 16 * TEXT_MAX]}")  # first redacted: half a secret is not found
 
 
 class Judge:
     """Holds answers against the outputs that the model promised."""
 
-    def __init__(self, outputs: Sequence[Tensor]) -> None:
-        self._outputs = {t.name: t for t in outputs}
+    def __init__(self, outputs: Sequence[Tensor], redact: Redact = str) -> None:
+        """`redact` takes out of the server's words what must not be kept."""
+        self._outputs, self._redact = {t.name: t for t in outputs}, redact
         #: Head and JSON head of the last good answer with its whole length: an answer of that length that begins
         #: with them is good too.
         self.good_prefix, self.good_total = b"\0", -1  # nothing begins so yet
@@ -115,21 +117,21 @@ class Judge:
         """How the request of this whole answer ended, and why if not well."""
         body = bytes(data[head.head_bytes : head.total])
         if head.status == 503:
-            return Status.REJECTED, error_text(503, body)
+            return Status.REJECTED, error_text(503, body, self._redact)
         if 300 <= head.status < 400:
             return Status.FAILED, f"HTTP {head.status}: redirects are not followed"
         if head.status != 200:
-            return Status.FAILED, error_text(head.status, body)
+            return Status.FAILED, error_text(head.status, body, self._redact)
         wrong = self._wrong(head, body)
         if wrong:
-            return Status.FAILED, clean(f"protocol: {wrong}")
+            return Status.FAILED, clean(f"protocol: {self._redact(wrong)}")
         self.good_prefix = bytes(data[: head.head_bytes + (head.json_bytes or 0)])
         self.good_total = head.total
         return Status.OK, ""
 
     def _wrong(self, head: Head, body: bytes) -> str:
         if head.json_bytes is None:
-            return f"status 200 without binary outputs: {error_text(200, body)}"
+            return f"status 200 without binary outputs: {error_text(200, body, self._redact)}"
         try:
             plain: Any = json.loads(body[: head.json_bytes])
             outputs = {entry["name"]: entry for entry in plain["outputs"]}
@@ -145,21 +147,9 @@ class Judge:
 
     def _output_bytes(self, entry: Mapping[str, Any]) -> int:
         """The binary length of one output, after its name, dtype, shape and length were held against the promise."""
-        name, shape, dtype = entry["name"], tuple(entry["shape"]), entry["datatype"]
         size = int(entry["parameters"]["binary_data_size"])
-        promised = self._outputs.get(name)
-        if promised is None:
-            raise _Unlike(f"output {name} was not asked for")
-        if dtype != promised.dtype:
-            raise _Unlike(f"output {name} is {dtype}, not {promised.dtype}")
-        fits = len(shape) == len(promised.shape) and all(
-            isinstance(s, int) and s >= 0 and p in (-1, s) for s, p in zip(shape, promised.shape, strict=True)
-        )
-        if not fits:
-            raise _Unlike(f"output {name} has shape {list(shape)}, not {list(promised.shape)}")
-        needed = tensor_bytes(dtype, shape)
-        if needed is not None and needed != size:
-            raise _Unlike(f"output {name} has {size} bytes, its shape needs {needed}")
+        if wrong := unlike(self._outputs, entry["name"], entry["datatype"], entry["shape"], size):
+            raise _Unlike(wrong)
         return size
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from brim import disk, guard
+from brim.access import PLAIN, redactor, ssl_context
 from brim.errors import NoResource
 from brim.guard import Endpoint
-from brim.records import Status, TargetLimit
+from brim.records import Access, Status, TargetLimit
 from loadtest import prepared
 from loadtest.prepared import Payload
 from loadtest.senders.answers import Judge
@@ -54,10 +55,12 @@ class Job:
         timeout_s: float,
         samples: int,
         rows: Rows,
+        access: Access = PLAIN,
     ) -> None:
         self.endpoint: Endpoint = guard.parse_url(payload.url)
+        self.tls = ssl_context(access) if self.endpoint.scheme == "https" else None
         self.requests, self.allowed, self.rows = list(requests), dict(allowed), rows
-        self.judge = Judge(payload.outputs)
+        self.judge = Judge(payload.outputs, redactor(access))
         self.timeout_s, self.timeout_ns = timeout_s, int(timeout_s * 1e9)
         self.users: list[Wires] = []
         self.texts, self.samples = Texts(), Samples(samples, len(self.requests), time.monotonic_ns())
@@ -160,3 +163,8 @@ def load_pool(folder: Path) -> tuple[Payload, list[bytes]]:
     """A prepared payload and its requests."""
     payload = prepared.load(folder)
     return payload, read_requests(folder, payload)
+
+
+def with_headers(requests: Sequence[bytes], lines: bytes) -> list[bytes]:
+    """HTTP requests with more header lines, spliced in behind the request line: in memory, never on the disk."""
+    return [line + b"\r\n" + lines + rest for line, _, rest in (request.partition(b"\r\n") for request in requests)]

@@ -90,11 +90,11 @@ class Samples:
     def __init__(self, wanted: int, payloads: int, start_ns: int, pace_ns: int = 100_000_000) -> None:
         self._wanted, self._payloads, self._pace_ns = wanted, payloads, pace_ns
         self._seen: set[int] = set()  # payloads sampled in this round through the pool
-        self.kept: list[tuple[int, int, bytes]] = []  # payload, length of the JSON head, body
+        self.kept: list[tuple[int, int | None, bytes]] = []  # payload, length of the JSON head (None: gRPC), body
         #: An answer that is done before this instant is not looked at (the one comparison on the hot path).
         self.due_ns = start_ns if wanted > 0 else 2**63
 
-    def offer(self, done_ns: int, payload: int, json_bytes: int, body: bytes) -> None:
+    def offer(self, done_ns: int, payload: int, json_bytes: int | None, body: bytes) -> None:
         """Keep this answer if its payload's turn has come."""
         if payload in self._seen:
             return

@@ -42,6 +42,7 @@ FAULTS: dict[str, Status] = {
     "short_output": Status.FAILED,
     "server_error": Status.FAILED,
     "redirect": Status.FAILED,
+    "echo": Status.FAILED,
     "slow": Status.TIMED_OUT,
     "never": Status.TIMED_OUT,
 }

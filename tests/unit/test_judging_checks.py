@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from brim.records import Check, Cpu, CrossCheck, Latency, LoadPoint, ServerDelta, Status, Window
+from brim.records import Check, Cpu, CrossCheck, Latency, LoadPoint, ServerDelta, Status, StepCount, Window
 from judging import checks
 from judging.accounting import Finding, items_by_status, littles_law, load_adds_up, window_adds_up
-from judging.limits import SenderExperiment
+from judging.evidence import SenderExperiment
 from judging.rows import ROW_DTYPE
 from judging.steady import Steady
 from judging.windows import Generator, cut_windows, server_delta
@@ -188,6 +188,12 @@ def test_rule_4_compares_batch_stats_with_the_totals(server: ServerDelta, state:
 
 def test_rule_4_is_not_applicable_without_statistics() -> None:
     assert checks.batch_statistics([None], instances=1).state == "not_applicable"
+
+
+def test_rule_4_is_not_applicable_to_an_ensemble_whose_own_counters_add_up_its_steps() -> None:
+    step = StepCount(inference_count=8, execution_count=1, success_count=8, queue_ns=0, busy_ns=1)
+    ensemble = replace(SERVER, busy_ns=40_000 * MS, steps={"resize": step})
+    assert checks.batch_statistics([ensemble], instances=1).state == "not_applicable"
 
 
 def test_rule_5_compares_the_medians_of_both_generators() -> None:

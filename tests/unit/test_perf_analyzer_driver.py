@@ -18,9 +18,10 @@ import pytest
 
 from brim import guard
 from brim.errors import NotReady, UsageError
-from brim.records import LoadPoint, Status, Target, TargetLimit, Tensor
-from loadtest import payload
+from brim.records import Access, LoadPoint, Status, Target, TargetLimit, Tensor
+from loadtest import payload, prepared
 from loadtest import perf_analyzer_command as command
+from loadtest import perf_analyzer_memory as memory
 from loadtest.driver import LoadResult, LoadSpec
 from loadtest.perf_analyzer_driver import PerfAnalyzerDriver, available
 from loadtest.rows import read_rows
@@ -205,8 +206,9 @@ def test_one_line_tells_why_perf_analyzer_cannot_run(
     ("changed", "why"),
     [
         ({"point": LoadPoint(mode="open", rate_per_s=5.0)}, "closed-loop"),
-        ({"point": LoadPoint(concurrency=1, protocol="grpc")}, "grpc"),
-        ({"url": "https://127.0.0.1:1"}, "https://"),
+        ({"point": LoadPoint(concurrency=1, transport="cuda_shared_memory")}, "CUDA"),
+        ({"point": LoadPoint(concurrency=1, compression="gzip")}, "compress"),
+        ({"access": Access(headers={"Authorization": "/dev/null"})}, "every user"),
         ({"url": "http://192.0.2.1:8000"}, "not this machine"),
         (
             {
@@ -259,3 +261,31 @@ def is_running(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_over_grpc_and_tls_it_is_told_the_protocol_the_memory_and_the_files_by_name(tmp_path: Path) -> None:
+    spec = a_spec(
+        tmp_path, "grpcs://127.0.0.1:1",
+        point=LoadPoint(concurrency=4, protocol="grpc", transport="shared_memory", compression="gzip"),
+        access=Access(tls_ca="/ca.pem", tls_cert="/our.pem", tls_key="/our.key"),
+    )  # fmt: skip
+    told = command.arguments(spec, command.check(spec), tmp_path / "data", tmp_path / "csv")
+    pairs = list(zip(told, told[1:], strict=False))
+    for pair in (
+        ("-i", "grpc"), ("-u", "127.0.0.1:1"), ("--shared-memory", "system"), ("--grpc-compression-algorithm", "gzip"),
+        ("--ssl-grpc-use-ssl", "true"), ("--ssl-grpc-root-certifications-file", "/ca.pem"),
+        ("--ssl-grpc-certificate-chain-file", "/our.pem"), ("--ssl-grpc-private-key-file", "/our.key"),
+    ):  # fmt: skip
+        assert pair in pairs
+
+
+def test_what_a_killed_perf_analyzer_leaves_in_shared_memory_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    sent = prepared.load(Path(a_spec(tmp_path, "http://127.0.0.1:1").payload))
+    shm = tmp_path / "shm"
+    shm.mkdir()
+    (shm / "x_0_7").touch()
+    before = memory.segments(sent, shm)
+    for name in ("x_0_0", "x_0_12", "y", "x", "y_0_0", "brim-inputs-1"):
+        (shm / name).touch()
+    memory.sweep(sent, before, shm)
+    assert {file.name for file in shm.iterdir()} == {"x_0_7", "x", "y_0_0", "brim-inputs-1"}

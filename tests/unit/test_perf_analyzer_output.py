@@ -18,7 +18,7 @@ TRACE = (DATA / "trace.txt").read_bytes()
 def test_the_recorded_trace_holds_16_requests_of_which_12_were_answered() -> None:
     trace = output.Trace()
     assert trace.feed(TRACE, 7) == [7] * 12
-    assert sorted(trace.in_flight) == [b"12", b"13", b"14", b"15"]
+    assert sorted(trace.in_flight) == [12, 13, 14, 15]
     assert trace.first_sent_ns == 7
 
 
@@ -28,7 +28,7 @@ def test_where_the_pipe_cuts_the_trace_changes_nothing(cuts: list[int]) -> None:
     for a, b in zip(edges, edges[1:], strict=False):
         answered += len(trace.feed(TRACE[a:b], a + 1))
     assert answered == 12
-    assert sorted(trace.in_flight) == [b"12", b"13", b"14", b"15"]
+    assert sorted(trace.in_flight) == [12, 13, 14, 15]
 
 
 def test_each_answer_is_paired_with_the_instant_at_which_its_own_request_was_sent() -> None:
@@ -37,11 +37,25 @@ def test_each_answer_is_paired_with_the_instant_at_which_its_own_request_was_sen
     trace.feed(b'inference request: {"id":"3","inputs":[\n', 20)
     assert trace.feed(b'inference response: {"id":"3","model_name":"m"\n', 50) == [20]
     assert trace.feed(b'inference inference response: request: {"id":"1","model_name":"m"\n', 60) == [10]
-    assert trace.in_flight == {b"2": 10}
+    assert trace.in_flight == {2: 10}
 
 
 def test_an_answer_that_nobody_asked_for_is_not_counted() -> None:
     assert output.Trace().feed(b'inference response: {"id":"9","model_name":"m"\n', 1) == []
+
+
+def test_a_grpc_trace_is_paired_by_number_though_answers_stand_between_a_request_and_its_number() -> None:
+    trace = output.Trace("grpc")
+    trace.feed(b"Sent request '0'\nSent request '1'\nSent request '", 10)
+    assert trace.feed(b'model_name: "m"\nid: "1"\noutputs {\n  name: "id"\n}\n2\'\nSent requ', 50) == [10]
+    assert trace.feed(b"est '3'\n", 60) == []
+    assert trace.in_flight == {0: 10, 2: 10, 3: 60}
+
+
+def test_a_grpc_answer_that_is_printed_before_its_request_counts_once() -> None:
+    trace = output.Trace("grpc")
+    assert trace.feed(b"Sent request '0'\nmodel_name: \"m\"\nid: \"1\"\nSent request '1'\n", 10) == [10]
+    assert trace.in_flight == {0: 10}
 
 
 def test_the_recorded_csv_gives_its_rate_at_concurrency_4_and_none_at_8() -> None:

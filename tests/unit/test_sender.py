@@ -20,8 +20,8 @@ from brim.errors import NoResource
 from brim.records import Status, TargetLimit, Tensor
 from loadtest.prepared import Member, Payload
 from loadtest.senders import answers
-from loadtest.senders.answers import Garbage, Judge, read_head
-from loadtest.senders.job import Job, pace_ns, share
+from loadtest.senders.answers import TEXT_MAX, Garbage, Judge, read_head
+from loadtest.senders.job import Job, pace_ns, share, with_headers
 from loadtest.senders.tally import OTHER_TEXTS, TEXTS_MAX, RowFile, Samples, Texts
 
 OUTPUT = Tensor(name="y", dtype="FP32", shape=(2, -1))
@@ -88,6 +88,28 @@ def test_the_status_decides_and_the_servers_own_words_are_kept(status: int, expe
     found, text = judged(data)
     assert found == expected
     assert text == ("HTTP 302: redirects are not followed" if status == 302 else f"HTTP {status}: its own words")
+
+
+@pytest.mark.parametrize("before", [0, TEXT_MAX - 20, TEXT_MAX, 5000])
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_secret_is_gone_from_the_servers_words_wherever_they_are_cut(before: int, as_json: bool) -> None:
+    words = "x" * before + " hunter2-hunter2"
+    body = json.dumps({"error": words}).encode() if as_json else words.encode()
+    data = b"HTTP/1.1 500 X\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    head = read_head(data)
+    assert head is not None
+    judge = Judge((OUTPUT,), lambda text: text.replace("hunter2-hunter2", "[redacted]"))
+    status, text = judge.verdict(head, data)
+    assert status == Status.FAILED
+    assert "hunter" not in text
+    assert "[redacted]" in text or before > 0
+
+
+def test_headers_are_spliced_in_behind_the_request_line() -> None:
+    request = b"POST /v2 HTTP/1.1\r\nHost: x\r\n\r\n\r\nbody"
+    assert with_headers([request], b"") == [request]
+    spliced = b"POST /v2 HTTP/1.1\r\nA: b\r\nC: d\r\nHost: x\r\n\r\n\r\nbody"
+    assert with_headers([request, request], b"A: b\r\nC: d\r\n") == [spliced, spliced]
 
 
 def test_a_status_200_that_holds_an_error_brings_its_words() -> None:

@@ -75,10 +75,8 @@ def test_an_absent_server_is_not_ready_and_names_the_command() -> None:
         target.describe(url, "tiny", allowed={}, shapes={})
 
 
-@pytest.mark.parametrize("scheme", ["grpc", "grpcs", "https"])
-def test_a_scheme_whose_sender_comes_later_says_so_after_the_guard(scheme: str) -> None:
-    with pytest.raises(UsageError, match="comes later"):
-        target.describe(f"{scheme}://127.0.0.1:8001", "tiny", allowed={}, shapes={})
+@pytest.mark.parametrize("scheme", ["http", "https", "grpc", "grpcs"])
+def test_whatever_the_scheme_the_guard_comes_first(scheme: str) -> None:
     with pytest.raises(UsageError, match="--allow-remote"):
         target.describe(f"{scheme}://203.0.113.7:8001", "tiny", allowed={}, shapes={})
 
@@ -121,3 +119,9 @@ def test_only_images_are_called_images(shapes: list[tuple[int, ...]], word: str)
 )
 def test_instances_are_summed_over_groups_and_gpus(config: dict[str, object], count: int) -> None:
     assert target.instances(config) == count
+
+
+def test_the_composing_models_of_an_ensemble_are_told_in_order() -> None:
+    steps = [{"model_name": "decode", "model_version": "-1"}, {"model_name": "network"}]
+    assert target.steps({"ensemble_scheduling": {"step": steps}}) == ("decode", "network")
+    assert target.steps({"max_batch_size": 8}) == ()
