@@ -23,7 +23,8 @@ ALLOWED = {
     "analysis": {"brim", "judging", "numpy", "scipy", "polars", "jinja2", "markupsafe", "matplotlib", "click"},
     "install": {"brim", "click"},
     "experiments": {
-        "brim", "export", "engines", "serve", "loadtest", "judging", "analysis", "numpy", "psutil", "click", "torch", "timm",
+        "brim", "export", "engines", "serve", "loadtest", "judging", "analysis", "numpy", "psutil", "click", "torch",
+        "timm",
     },
 }  # fmt: skip
 #: Files whose job is to wrap what the rest of their room must not see.
