@@ -102,7 +102,7 @@ def read(folder: Path) -> Finished:
         run=run,
         answer=answer,
         loads=tuple(loads),
-        probes=told or probes.of_loads(loads, windows, instances=run.target.instances),
+        probes=told or probes.of_loads(loads, windows, run.target),
         cut_off=cut_loads + cut_windows,
     )
 

@@ -6,16 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import Literal
 
-from brim.records import Load, Probe, Window
-from judging.evidence import queue_ms
-from judging.tolerances import FAILING
+from brim.records import Load, Probe, Target, Window
+from judging.probes import probe_of
 
 
-def of_loads(loads: Sequence[Load], windows: Sequence[Window], *, instances: int) -> tuple[Probe, ...]:
+def of_loads(loads: Sequence[Load], windows: Sequence[Window], target: Target) -> tuple[Probe, ...]:
     """One probe a load, in the order of the loads; no interval is drawn, because the rows are not read."""
-    return tuple(_probe(load, _of(load, windows), instances) for load in loads)
+    return tuple(probe_of(load, _of(load, windows), instances=target.instances) for load in loads)
 
 
 def _of(load: Load, windows: Sequence[Window]) -> list[Window]:
@@ -26,53 +24,6 @@ def _of(load: Load, windows: Sequence[Window]) -> list[Window]:
         if w.kind == "measured"
         and (load.start_ns <= w.start_ns and w.end_ns <= load.end_ns if w.load is None else w.load == load.index)
     ]
-
-
-def _probe(load: Load, windows: Sequence[Window], instances: int) -> Probe:
-    servers = [w.server for w in windows if w.server is not None]
-    counts: Counter[str] = Counter()
-    for server in servers:
-        counts.update(server.batch_counts)
-    executions = sum(counts.values())
-    # Percentiles are never averaged: those of the window with the most requests stand for the load.
-    fullest = max(windows, key=lambda w: w.ok, default=None)
-    answered = sum(server.success_count for server in servers)
-    seconds = sum(server.seconds for server in servers)
-    return Probe(
-        load=load.index,
-        purpose=load.purpose,
-        generator=load.generator,
-        server_start=load.server_start,
-        at=load.point,
-        items_per_s=mean(w.items_per_s for w in windows) if windows else None,
-        ci95=None,
-        latency_ms=fullest.latency_ms if fullest else None,
-        effective_batch=sum(int(size) * n for size, n in counts.items()) / executions if executions else None,
-        queue_ms=_mean([queue_ms(w) for w in windows]),
-        server_ms=sum(server.request_ns for server in servers) / answered / 1e6 if answered else None,
-        server_busy=sum(s.busy_ns for s in servers) / (max(1, instances) * seconds * 1e9) if seconds else None,
-        batch_counts=dict(sorted(counts.items(), key=lambda item: int(item[0]))),
-        verdict=_verdict(load, windows),
-        reason="; ".join(dict.fromkeys([*(r for w in windows for r in w.reasons), *load.reasons, *load.errors])),
-    )
-
-
-def _verdict(
-    load: Load, windows: Sequence[Window]
-) -> Literal["steady", "unstable", "failing", "no_window", "server_lost", "crashed"]:
-    not_ok = load.rejected + load.timed_out + load.failed
-    if load.ended in ("server_lost", "crashed"):
-        return load.ended
-    if load.ok + not_ok and not_ok / (load.ok + not_ok) > FAILING:
-        return "failing"
-    if not windows:
-        return "no_window"
-    return "unstable" if any(w.unstable for w in windows) else "steady"
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    told = [value for value in values if value is not None]
-    return mean(told) if told else None
 
 
 def outside_ms(probe: Probe) -> float | None:

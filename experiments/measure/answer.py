@@ -12,13 +12,13 @@ from brim.records import (
     Check,
     Limit,
     LoadPoint,
+    Probe,
     Saturation,
     Target,
     Verdict,
     Window,
 )
 from experiments.measure.gathered import Alone, Evidence, MeasuredLoad, latency_of, mean
-from experiments.measure.probes import probe
 from experiments.measure.steps import Found, findings, serving_efficiency
 from judging import accounting, checks, interval, limits, verdict
 from judging.evidence import (
@@ -31,6 +31,7 @@ from judging.evidence import (
     queue_ms,
     sender_experiment,
 )
+from judging.probes import not_ok_share, probe_of
 from judging.tolerances import AGREE_APART, AGREE_SHARED, AGREE_WINDOWS, PARITY
 
 #: Sending this close to the rate that the user allows, the user is the limit.
@@ -78,9 +79,18 @@ def answer(evidence: Evidence, *, seconds_spent: float) -> Saturation:
         start_means=tuple(_start_means(evidence)),
         max_batch=evidence.target.max_batch,
         instances=evidence.target.instances,
-        probes=tuple(probe(load, evidence.target) for load in evidence.loads),
+        probes=tuple(_probe(load, evidence.target) for load in evidence.loads),
         command=evidence.run.command,
     )
+
+
+def _probe(load: MeasuredLoad, target: Target) -> Probe:
+    stretches = [interval.stretch(load.rows, load.measured, load.period_ns)] if load.measured else []
+    within = interval.within_run(stretches)
+    return probe_of(
+        load.load, load.measured, instances=target.instances, latency_ms=latency_of([load]),
+        ci95=within.bounds if within else None, lost=load.lost,
+    )  # fmt: skip
 
 
 def _claimed(decided: Verdict, shown: Limit) -> Limit:
@@ -97,7 +107,7 @@ def _facts(evidence: Evidence, found: Found, figures: Sequence[Window]) -> verdi
     return verdict.Facts(
         aborted=evidence.interrupted,
         server_lost=evidence.lost is not None or any(load.lost for load in evidence.loads),
-        not_ok_share=max((load.not_ok_share for load in own), default=1.0),
+        not_ok_share=max((not_ok_share(load.load) for load in own), default=1.0),
         further_sender_gain=found.sender_gain,
         throttled=cap is not None and requests_per_s >= THROTTLED * cap,
         unstable=not figures or any(w.unstable for w in figures),
@@ -148,7 +158,7 @@ def _limit(evidence: Evidence, found: Found, figures: Sequence[Window]) -> tuple
             lower=_search(evidence, concurrency=found.lower, senders=found.senders),
             higher=_search(evidence, concurrency=found.top, senders=found.senders),
             experiment=_experiment(evidence, found), transfer=_transfer(evidence, found),
-            server_cores=cores, local=cores is not None, request_bytes=_request_bytes(evidence),
+            server_cores=cores, local=evidence.local, request_bytes=_request_bytes(evidence),
             loopback_bytes_per_s=evidence.loopback_bytes_per_s,
         )
     )  # fmt: skip

@@ -46,14 +46,8 @@ class MeasuredLoad:
     def effective_batch(self) -> float | None:
         return mean([effective_batch(w) for w in self.measured])
 
-    def busy_share(self, instances: int) -> float | None:
-        return mean([busy_share(w, instances) for w in self.measured])
-
-    @property
-    def not_ok_share(self) -> float:
-        """Of the requests that the server had its chance to answer."""
-        not_ok = self.load.rejected + self.load.timed_out + self.load.failed
-        return not_ok / (self.load.ok + not_ok) if self.load.ok + not_ok else 1.0
+    def busy_share(self, target: Target) -> float | None:
+        return mean([busy_share(w, target.instances) for w in self.measured])
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -94,6 +88,7 @@ class Evidence:
     no_cross_check: str | None
     interrupted: bool = False
     lost: str | None = None  # why the server no longer answers as the one that was described
+    local: bool = True  # the server is on this machine: the cores that were watched are its own, too
     loopback_bytes_per_s: float | None = None  # of a plain copy of such payloads
     max_rate_per_s: float | None = None  # requests, that the user allows to be sent to this host
     sender_cpus: tuple[int, ...] = ()

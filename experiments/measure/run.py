@@ -157,7 +157,7 @@ def _evidence(bench: Bench) -> Evidence:
         alone=bench.alone, items_per_request=bench.request.items_per_request,
         payload=prepared.load(bench.payloads.asked).source, no_cross_check=bench.no_cross_check,
         interrupted=bench.interrupted is not None, lost=bench.lost,
-        loopback_bytes_per_s=bench.payloads.loopback_bytes_per_s,
+        local=targets.local(bench.target), loopback_bytes_per_s=bench.payloads.loopback_bytes_per_s,
         max_rate_per_s=limit.max_rate_per_s if limit else None, sender_cpus=targets.sender_cpus(bench.target),
     )  # fmt: skip
 

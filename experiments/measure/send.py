@@ -134,7 +134,7 @@ def _book(bench: Bench, step: Step, spec: LoadSpec, loaded: Loaded) -> MeasuredL
             rates=measured.rates,
             busy_s_per_item=measured.busy_s_per_item,
             effective_batch=measured.effective_batch,
-            busy_share=measured.busy_share(bench.target.instances),
+            busy_share=measured.busy_share(bench.target),
         )
     )
     return measured

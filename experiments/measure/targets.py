@@ -68,6 +68,16 @@ def protocol(target: Target) -> Protocol:
     return "grpc" if target.url.startswith("grpc") else "http"
 
 
+def local(target: Target) -> bool:
+    """Whether its server is on this machine."""
+    endpoint = guard.parse_url(target.url)
+    try:
+        guard.judge(endpoint.host, endpoint.port, {})
+    except BrimError:
+        return False
+    return True
+
+
 def server_pid(target: Target) -> int | None:
     """The process whose CPU time is the server's, where it is on this machine and Brim's own."""
     return target.server.pid if target.server is not None else None
