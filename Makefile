@@ -91,15 +91,18 @@ bundle:
 	$(ensure) bundle
 	$(strip $(BRIM) bundle $(if $(HAVE),--have $(HAVE)) $(out) $(ARGS))
 
-# What needs no server of its own runs beside the contract tests that wait for pip, torch and servers; what measures
-# comes after all of those.
+# First what waits (for pip, torch, servers), and beside it what needs no quiet: units, bookkeeping, endings. Then, alone
+# on the machine, what measures.
 PYTEST = .venv/bin/python -m pytest
-gpu_tests = tests/contract/test_gpu_check.py
-first = $(addprefix tests/contract/test_,install_setup.py export.py serve_server_live.py serve_models.py)
+contract = $(addprefix tests/contract/test_,$(addsuffix .py,$(1)))
+waiting = $(call contract,install_setup export serve_server_live serve_models benchmark_runs)
+beside = tests/unit $(call contract,gpu_check tls grpc shared_memory cluster cluster_namespaces report_browser)
 define all_tests
-@beside=$$(mktemp); $(PYTEST) tests/unit $(gpu_tests) >"$$beside" 2>&1 & pid=$$!; \
-$(PYTEST) $(first) tests/contract --ignore=$(gpu_tests); contract=$$?; \
-wait $$pid; unit=$$?; cat "$$beside"; rm -f "$$beside"; [ $$contract = 0 ] && [ $$unit = 0 ]
+@said=$$(mktemp); $(PYTEST) $(beside) >"$$said" 2>&1 & pid=$$!; \
+$(PYTEST) $(waiting); waited=$$?; \
+wait $$pid; unit=$$?; cat "$$said"; rm -f "$$said"; \
+$(PYTEST) tests/contract $(addprefix --ignore=,$(waiting) $(filter tests/contract/%,$(beside))); alone=$$?; \
+[ $$waited = 0 ] && [ $$unit = 0 ] && [ $$alone = 0 ]
 endef
 
 ## test        all tests; with ARGS= only what pytest is told

@@ -187,7 +187,6 @@ def _answer(one: Finished) -> dict[str, Any]:
         "alone": words.alone(s),
         "other_sender": words.other_sender(s),
         "checks": [_check(check) for check in s.checks[:MOST_TEXTS]],
-        "scope": words.clean(s.scope),
         "not_valid_for": words.not_valid_for(s, one.run.target),
     }
 

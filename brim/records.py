@@ -606,4 +606,3 @@ class Saturation:
     instances: int = 1
     probes: tuple[Probe, ...] = ()
     command: str = ""  # that reproduces it
-    scope: str = ""  # what the number is valid for

@@ -26,20 +26,7 @@ Finding = tuple[Limit, str]
 
 def what_limits(found: Evidence) -> tuple[Limit, tuple[str, ...]]:
     """The limit and its reasons: the rule's own first, then what the experiments and the wire showed."""
-    rules = (
-        _client,
-        _network,
-        _transfer,
-        _preprocessing,
-        _engine,
-        _holding,
-        _frontend,
-        _host,
-        _steady_preprocessing,
-        _steady_engine,
-        _batcher,
-    )
-    shown = next((finding for rule in rules if (finding := rule(found)) is not None), None)
+    shown = next((finding for rule in RULES if (finding := rule(found)) is not None), None)
     limit, words = shown or ("unknown", _undecided(found))
     return limit, tuple(dict.fromkeys((words, *_beside(found))))
 
@@ -143,20 +130,6 @@ def _undecided(found: Evidence) -> str:
     return f"unknown: {_shares(found)}, {_cores(found)}; nothing measured decides"
 
 
-#: In this order: what was shown by changing one thing, what has no time or room left, what waits without need.
-_RULES = (
-    _client,
-    _network,
-    _transfer,
-    _preprocessing,
-    _engine,
-    _holding,
-    _frontend,
-    _host,
-    _steady_engine,
-    _batcher,
-)
-
 # ---------------------------------------------------------------------------- facts, and their words
 
 
@@ -244,3 +217,19 @@ def _cores(found: Evidence) -> str:
 
 def _rate(bytes_per_s: float) -> str:
     return f"{bytes_per_s / 1e9:.1f} GB/s" if bytes_per_s >= 1e8 else f"{bytes_per_s / 1e6:.1f} MB/s"
+
+
+#: In this order: what was shown by changing one thing, what has no time or room left, what waits without need.
+RULES = (
+    _client,
+    _network,
+    _transfer,
+    _preprocessing,
+    _engine,
+    _holding,
+    _frontend,
+    _host,
+    _steady_preprocessing,
+    _steady_engine,
+    _batcher,
+)

@@ -19,11 +19,13 @@ class Facts:
     aborted: bool = False  # a signal ended the measurement
     server_lost: bool = False
     not_ok_share: float = 0.0  # of the requests that the server had its chance to answer
+    answered: bool = True  # any at all
     further_sender_gain: float | None = None  # of the last one-more-sender experiment; None = none was made
     throttled: bool = False  # the rate that the user allows was reached
     unstable: bool = False
     single_point: bool = False  # one concurrency was asked for
     doubling_gain: float | None = None  # of the last doubling of the load; None = there was none
+    short_of: int | None = None  # requests that fill the batches, where the user's bound ended the ladder below them
 
 
 def verdict(facts: Facts) -> Verdict:
@@ -50,13 +52,15 @@ def because(facts: Facts) -> str:
     return {
         Verdict.ABORTED: "a signal ended it",
         Verdict.SERVER_LOST: "the server went away or restarted",
-        Verdict.FAILING: f"{facts.not_ok_share:.1%} of the requests were not ok (more than {FAILING:.0%})",
+        Verdict.FAILING: f"{facts.not_ok_share:.1%} of the requests were not ok (more than {FAILING:.0%})"
+        if facts.answered
+        else "no request was answered",
         Verdict.CLIENT_LIMITED: "the rate that you allow to this host was reached"
         if facts.throttled
         else f"a further sender still gained {facts.further_sender_gain or 0.0:+.1%}",
         Verdict.UNSTABLE: "the rate reached no steady state",
         Verdict.POINT: "one load point was asked for: no plateau is claimed",
-        Verdict.STILL_RISING: _rising(facts.doubling_gain),
+        Verdict.STILL_RISING: _rising(facts),
         Verdict.SATURATED: f"twice the load gained {facts.doubling_gain or 0.0:+.1%} (at most {PLATEAU:.0%})",
     }[verdict(facts)]
 
@@ -74,7 +78,9 @@ def load_point(items_per_s: Mapping[int, float]) -> int:
     return min(concurrency for concurrency, rate in items_per_s.items() if gain(rate, best) <= PLATEAU)
 
 
-def _rising(doubling_gain: float | None) -> str:
-    if doubling_gain is None:
+def _rising(facts: Facts) -> str:
+    if facts.short_of is not None:
+        return f"the ladder ended below full batches, which need {facts.short_of} in flight"
+    if facts.doubling_gain is None:
         return "the load was never doubled, so no plateau is known"
-    return f"the last doubling of the load still gained {doubling_gain:+.1%}"
+    return f"the last doubling of the load still gained {facts.doubling_gain:+.1%}"

@@ -10,6 +10,7 @@ from typing import Literal
 
 from brim.records import (
     Check,
+    CrossCheck,
     Limit,
     LoadPoint,
     Probe,
@@ -19,7 +20,7 @@ from brim.records import (
     Window,
 )
 from experiments.measure.gathered import Alone, Evidence, MeasuredLoad, latency_of, mean
-from experiments.measure.steps import Found, findings, serving_efficiency
+from experiments.measure.steps import EQUAL_BATCHES, Found, findings, serving_efficiency
 from judging import accounting, checks, interval, limits, verdict
 from judging.evidence import (
     SenderExperiment,
@@ -32,7 +33,7 @@ from judging.evidence import (
     sender_experiment,
 )
 from judging.probes import not_ok_share, probe_of
-from judging.tolerances import AGREE_APART, AGREE_SHARED, AGREE_WINDOWS, PARITY
+from judging.tolerances import AGREE_APART, AGREE_SHARED, AGREE_WINDOWS, PARITY, PLATEAU
 
 #: Sending this close to the rate that the user allows, the user is the limit.
 THROTTLED = 0.95
@@ -70,12 +71,12 @@ def answer(evidence: Evidence, *, seconds_spent: float) -> Saturation:
         server_busy=mean([busy_share(w, evidence.target.instances) for w in figures]),
         client_cpu_cores=mean([client_cpu_cores(w) for w in figures]),
         serving_efficiency=efficiency,
-        cross_check=checks.cross_check(figures, evidence.windows("cross_check"), evidence.plan.agree),
+        cross_check=_cross_check(evidence, figures),
         checks=_checks(evidence, found, figures, efficiency),
         seconds_spent=seconds_spent,
         item=evidence.target.item,
         in_process_items_per_s=evidence.alone.items_per_s,
-        starts=len({load.load.server_start for load in evidence.of("figure")}) or 1,
+        starts=len({load.load.server_start for load in evidence.of("figure") if load.measured}) or 1,
         start_means=tuple(_start_means(evidence)),
         max_batch=evidence.target.max_batch,
         instances=evidence.target.instances,
@@ -108,12 +109,20 @@ def _facts(evidence: Evidence, found: Found, figures: Sequence[Window]) -> verdi
         aborted=evidence.interrupted,
         server_lost=evidence.lost is not None or any(load.lost for load in evidence.loads),
         not_ok_share=max((not_ok_share(load.load) for load in own), default=1.0),
+        answered=any(load.load.ok + load.load.rejected + load.load.timed_out + load.load.failed for load in own),
         further_sender_gain=found.sender_gain,
         throttled=cap is not None and requests_per_s >= THROTTLED * cap,
-        unstable=not figures or any(w.unstable for w in figures),
+        unstable=not _all_steady(evidence),
         single_point=evidence.plan.concurrency is not None,
         doubling_gain=found.doubling_gain,
+        short_of=evidence.plan.full if evidence.plan.base is None else None,
     )
+
+
+def _all_steady(evidence: Evidence) -> bool:
+    """Every load of the figure, and so every start of the server, gave windows, and none of them drifts."""
+    loads = evidence.of("figure")
+    return bool(loads) and all(load.measured and not any(w.unstable for w in load.measured) for load in loads)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +156,7 @@ def _start_means(evidence: Evidence) -> list[float]:
 
 
 def _limit(evidence: Evidence, found: Found, figures: Sequence[Window]) -> tuple[Limit, tuple[str, ...]]:
-    windows = list(figures) or evidence.windows("search")
+    windows = list(figures) or next((list(x.measured) for x in reversed(evidence.of("search")) if x.measured), [])
     if not windows:
         return "unknown", ()
     target = evidence.target
@@ -159,7 +168,8 @@ def _limit(evidence: Evidence, found: Found, figures: Sequence[Window]) -> tuple
             higher=_search(evidence, concurrency=found.top, senders=found.senders),
             experiment=_experiment(evidence, found), transfer=_transfer(evidence, found),
             server_cores=cores, local=evidence.local, request_bytes=_request_bytes(evidence),
-            loopback_bytes_per_s=evidence.loopback_bytes_per_s,
+            loopback_bytes_per_s=evidence.loopback_bytes_per_s, link_bytes_per_s=evidence.link_bytes_per_s,
+            full_batch=_full_batch(evidence, found),
         )
     )  # fmt: skip
 
@@ -182,6 +192,17 @@ def _transfer(evidence: Evidence, found: Found) -> TransferExperiment | None:
         return None
     how = f"over {lighter[0].point.transport.replace('_', ' ')}"
     return TransferExperiment(gain=found.transfer_gain, how=how)
+
+
+def _full_batch(evidence: Evidence, found: Found) -> float | None:
+    """The batch beyond which the engine profits no more: the last doubling made larger ones, and gained nothing."""
+    lower, top = (
+        mean([effective_batch(w) for w in _search(evidence, concurrency=at, senders=found.senders)])
+        for at in (found.lower, found.top)
+    )
+    if lower is None or top is None or found.doubling_gain is None or found.doubling_gain > PLATEAU:
+        return None
+    return lower if top > lower * (1 + EQUAL_BATCHES) else None
 
 
 def _request_bytes(evidence: Evidence) -> int | None:
@@ -214,9 +235,12 @@ def _point(evidence: Evidence, found: Found) -> LoadPoint:
     )
 
 
-def agree_within(target: Target, machine: Mapping[str, str], sender_cpus: Sequence[int]) -> float:
+def agree_within(
+    target: Target, machine: Mapping[str, str], sender_cpus: Sequence[int], *, local: bool = True
+) -> float:
     """How far two generators may be apart: less where they do not take the server's time."""
-    return AGREE_APART if machine["gpu"] != "none" or pinned_apart(target, sender_cpus) else AGREE_SHARED
+    apart = not local or machine["gpu"] != "none" or pinned_apart(target, sender_cpus)
+    return AGREE_APART if apart else AGREE_SHARED
 
 
 def pinned_apart(target: Target, sender_cpus: Sequence[int]) -> bool:
@@ -260,6 +284,15 @@ def _told(check: Check, alone: Alone) -> Check:
     if check.state == "broken" and alone.failed:
         return dataclasses.replace(check, reason=alone.reason)
     return check
+
+
+def _cross_check(evidence: Evidence, figures: Sequence[Window]) -> CrossCheck | None:
+    """The other generator's rate; whether it agrees is what rule 5 says, where that has a say."""
+    compared = checks.cross_check(figures, evidence.windows("cross_check"), evidence.plan.agree)
+    rule = _agreement(evidence, figures)
+    if compared is None or rule.state == "not_applicable":
+        return compared
+    return dataclasses.replace(compared, agrees=rule.state == "held")
 
 
 def _agreement(evidence: Evidence, figures: Sequence[Window]) -> Check:

@@ -13,7 +13,7 @@ import click
 
 from brim import disk, environment, guard, layout
 from brim.cli import Outcome, verb
-from brim.errors import BrimError, Interrupted, UsageError, worst_exit
+from brim.errors import BrimError, Interrupted, UsageError, WorkerLost, worst_exit
 from brim.records import Saturation, Target
 from brim.say import Say
 from experiments.measure.options import Options, allowed_targets, parse_shape, request_of
@@ -50,6 +50,11 @@ class _Tally:
     failures: dict[str, str] = field(default_factory=dict)
     endings: list[tuple[int, str]] = field(default_factory=list)
     next_step: str = ""  # what to type after the last of them
+
+    def leave(self, wanted: Sequence[Wanted], why: str) -> None:
+        """Account for the targets that are not measured any more."""
+        measured = {answer.variant for answer in self.results}
+        self.failures |= {one.model: why for one in wanted if one.model not in measured}
 
 
 @verb("Measure how many items per second a served model gives: TARGET is a variant, or a URL and a model's name.")
@@ -103,10 +108,10 @@ def loadtest(say: Say, out: Path, target: tuple[str, ...], **options: Any) -> in
     with exclusive(), _load_hosts(asked, request, say) as request, say.live() as update:
         _measure_all(wanted, request, open_shapes, tally, out, say, Progress(update, len(wanted)))
     results, failures = tuple(tally.results), tally.failures
+    say.document(Answers(batch_id=request.batch_id, results=results, failures=failures))
     report(say, results, out)
     if tally.next_step:
         say.answer(tally.next_step)
-    say.document(Answers(batch_id=request.batch_id, results=results, failures=failures))
     return finish(tally.endings)
 
 
@@ -153,11 +158,11 @@ def _measure_all(
     for position, one in enumerate(wanted):
         try:
             announce(one, request, say)
-            described = targets.describe(one, request.allowed, shapes, request.access)
+            now = targets.again(one, out) if request.starts > 1 else one
+            described = targets.describe(now, request.allowed, shapes, request.access)
             if not tally.results:
-                say.answer(show.opening(described, environment.machine()))
+                say.answer(show.opening(described, environment.machine(), local=targets.local(described)))
             answer, interrupted = measure(described, request, out=out, say=say, progress=progress)
-            progress.target_ended()
             tally.results.append(answer)
             tally.next_step = show.next_step(answer, described)
             tell(say, answer, described, out)
@@ -168,12 +173,15 @@ def _measure_all(
             tally.failures[one.model] = str(error)
             tally.endings.append((error.exit_code, error.word))
             say.warn(f"{one.model}: {error}" if len(wanted) > 1 else str(error))
+            if request.cluster is not None and isinstance(error, WorkerLost):
+                tally.leave(wanted[position + 1 :], "not reached: a worker was lost")
+                return
         except Interrupted as stopped:
             tally.endings.append((stopped.exit_code, stopped.word))
-            measured = {answer.variant for answer in tally.results}
-            left = (w.model for w in wanted[position:] if w.model not in measured)
-            tally.failures |= dict.fromkeys(left, "not reached: stopped by a signal")
+            tally.leave(wanted[position:], "not reached: stopped by a signal")
             return
+        finally:
+            progress.target_ended()
 
 
 def announce(one: Wanted, request: Request, say: Say) -> None:

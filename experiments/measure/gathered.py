@@ -89,6 +89,7 @@ class Evidence:
     interrupted: bool = False
     lost: str | None = None  # why the server no longer answers as the one that was described
     local: bool = True  # the server is on this machine: the cores that were watched are its own, too
+    link_bytes_per_s: float | None = None  # of the network to a server elsewhere
     loopback_bytes_per_s: float | None = None  # of a plain copy of such payloads
     max_rate_per_s: float | None = None  # requests, that the user allows to be sent to this host
     sender_cpus: tuple[int, ...] = ()

@@ -57,8 +57,8 @@ def request_of(asked: Options, *, batch_id: str) -> Request:
         raise UsageError(f"--client tritonclient sends over the wire; leave --transport {asked.transport} out")
     if transport != "wire" and asked.gzip:
         raise UsageError(f"--gzip has nothing to compress with --transport {asked.transport}; leave one out")
-    if transport != "wire" and asked.master is not None:
-        raise UsageError(f"--transport {asked.transport}: workers on other hosts share no memory with the server")
+    if asked.master is not None:
+        _refuse_with_master(asked)
     if (asked.master is None) != (asked.expect_workers is None):
         raise UsageError("--master and --expect-workers go together: --master 127.0.0.1:5557 --expect-workers 2")
     return Request(
@@ -78,6 +78,18 @@ def request_of(asked: Options, *, batch_id: str) -> Request:
         compression="gzip" if asked.gzip else "none",
         channels=asked.channels,
     )
+
+
+def _refuse_with_master(asked: Options) -> None:
+    """What workers on other hosts cannot do, before they are waited for."""
+    if asked.transport != "wire":
+        raise UsageError(f"--transport {asked.transport}: workers on other hosts share no memory with the server")
+    if asked.client != "brim" or asked.protocol == "grpc":
+        raise UsageError("--master drives HTTP with prepared bytes only; leave out --client and --protocol")
+    if asked.headers or asked.tls_ca or asked.tls_cert:
+        raise UsageError("--master: files of TLS and headers lie on this host, and the workers cannot read them yet")
+    if asked.senders != 1:
+        raise UsageError("--senders: with --master each worker is a sender; say --expect-workers")
 
 
 def access_of(asked: Options) -> Access:

@@ -19,9 +19,10 @@ def plan_of(target: Target, request: Request, *, cross_check: bool, transfer: bo
     """The plan for one target; UsageError if it has fewer requests than senders."""
     filled = full(target, request)
     least, most = request.ladder or (1, max(request.plan.max_concurrency, 2 * filled))
-    fewest = request.concurrency or max(filled, least) if request.ladder is None else min(max(filled, least), most)
-    if request.first_senders > fewest:
-        raise UsageError(f"--senders {request.senders}: only {fewest} requests are in flight; ask for fewer senders")
+    requests = request.concurrency or most
+    if request.first_senders > requests:
+        what = f"--expect-workers {request.workers}" if request.cluster else f"--senders {request.senders}"
+        raise UsageError(f"{what}: only {requests} requests are in flight; ask for fewer")
     return Plan(
         full=filled,
         least=least,

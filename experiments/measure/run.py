@@ -91,7 +91,7 @@ def _prepare(
     missing = _no_cross_check(target, request)
     if missing is not None and request.cross_check:
         say.warn(f"no cross-check: {missing}")
-    agree = agree_within(target, run.environment.machine, targets.sender_cpus(target))
+    agree = agree_within(target, run.environment.machine, targets.sender_cpus(target), local=targets.local(target))
     reason = "a known server has no engine" if target.variant else "not served by Brim: its engine is not here"
     plan = plan_of(target, request, cross_check=missing is None, transfer=sent.lighter is not None, agree=agree)
     return Bench(
@@ -138,8 +138,13 @@ def _restart(bench: Bench, step: Step) -> None:
     """The server anew, in the same place; one that does not come back is lost, and what was measured is kept."""
     assert bench.target.server is not None  # refused before the run was opened
     bench.say.progress(f"[{len(bench.done) + 1}] {bench.target.model}: server start {step.start + 1}")
+    busy = f"a brim serve is at work in {bench.out}"
     try:
-        server = restart(bench.target.server, out=bench.out, say=bench.say)
+        with disk.lock(layout.servers(bench.out) / "serve.lock", busy):
+            server = restart(bench.target.server, out=bench.out, say=bench.say)
+    except Interrupted:
+        bench.say.warn(f"{bench.target.server.id} was stopped to be started again; `brim serve` brings it back")
+        raise
     except BrimError as error:
         bench.lost = f"the server did not start again: {error}"
         return
@@ -157,7 +162,8 @@ def _evidence(bench: Bench) -> Evidence:
         alone=bench.alone, items_per_request=bench.request.items_per_request,
         payload=prepared.load(bench.payloads.asked).source, no_cross_check=bench.no_cross_check,
         interrupted=bench.interrupted is not None, lost=bench.lost,
-        local=targets.local(bench.target), loopback_bytes_per_s=bench.payloads.loopback_bytes_per_s,
+        local=targets.local(bench.target), link_bytes_per_s=targets.link_bytes_per_s(bench.target),
+        loopback_bytes_per_s=bench.payloads.loopback_bytes_per_s,
         max_rate_per_s=limit.max_rate_per_s if limit else None, sender_cpus=targets.sender_cpus(bench.target),
     )  # fmt: skip
 

@@ -131,7 +131,7 @@ def _book(bench: Bench, step: Step, spec: LoadSpec, loaded: Loaded) -> MeasuredL
     bench.done.append(
         Done(
             step=step,
-            rates=measured.rates,
+            rates=() if loaded.load.ended == "crashed" else measured.rates,
             busy_s_per_item=measured.busy_s_per_item,
             effective_batch=measured.effective_batch,
             busy_share=measured.busy_share(bench.target),

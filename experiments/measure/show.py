@@ -11,10 +11,10 @@ from analysis.words import number as number
 from brim.records import Check, Saturation, Target, TargetLimit
 
 
-def opening(target: Target, machine: Mapping[str, str]) -> str:
+def opening(target: Target, machine: Mapping[str, str], *, local: bool = True) -> str:
     """Target and environment in one line."""
     server = f"{words.clean(target.url, 160)}, Triton {words.clean(target.server_version, 40)}"
-    return f"{server}, on {words.machine(machine)}"
+    return f"{server}, {'on' if local else 'loaded from'} {words.machine(machine)}"
 
 
 def headline(s: Saturation) -> str:
@@ -64,9 +64,14 @@ def next_step(s: Saturation, target: Target) -> str:
     if s.verdict == "point":
         return f"next: {_with(command, '--concurrency', None)}  (searches for the plateau)"
     if s.verdict == "still_rising":
-        return f"next: {_with(command, '--concurrency', f'1:{4 * highest}')}  (climbs further)"
+        further = max(4 * highest, 2 * target.full)
+        return f"next: {_with(command, '--concurrency', f'1:{further}')}  (climbs further)"
+    if s.verdict == "client_limited" and "--master" in command:
+        return "next: the same with more workers and a higher --expect-workers"
     if s.verdict == "client_limited":
         return f"next: {_with(command, '--senders', str(s.at.senders + 1))}  (begins with one more sender)"
+    if s.verdict in ("failing", "server_lost") and target.server is None:
+        return f"next: {command}  (once the server answers well)"
     if s.verdict in ("failing", "server_lost"):
         return "next: brim status  (says what is served, and why not)"
     if s.verdict in ("unstable", "aborted"):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from judging.tolerances import CEILING, FULL_BUSY, PLATEAU
+from judging.tolerances import CEILING, FULL_BUSY, PLATEAU, RUNS_ON
 from judging.verdict import gain, load_point
 
 Purpose = Literal["search", "one_more_sender", "transfer", "figure", "alone", "cross_check"]
@@ -172,8 +172,10 @@ def _is_at(d: Done, at: At) -> bool:
 
 
 def _comparable(loads: Sequence[Done]) -> bool:
+    """Equal batches on an engine that hardly idles: else its time per item tells how it was disturbed."""
     sizes = [d.effective_batch for d in loads if d.effective_batch and d.busy_s_per_item]
-    return len(sizes) == len(loads) and max(sizes) <= (1 + EQUAL_BATCHES) * min(sizes)
+    busy = all((d.busy_share or 0.0) >= RUNS_ON for d in loads)
+    return busy and len(sizes) == len(loads) and max(sizes) <= (1 + EQUAL_BATCHES) * min(sizes)
 
 
 def _rate(d: Done) -> float:
@@ -193,11 +195,11 @@ def _search(plan: Plan, done: Sequence[Done]) -> Step | None:
         at = At(rung, min(plan.senders, rung))
         if not _at(done, at):
             return _step("search", at)
-    for senders in range(plan.senders, plan.max_senders + 1):
+    for senders in range(plan.senders, max(plan.max_senders, plan.senders + 1)):
         if (step := _climb(plan, done, senders)) is not None:
             return step
         climbed = _climbed(plan, done, senders)
-        if not climbed or senders + 1 > min(plan.max_senders, plan.high[0]):
+        if not climbed or senders + 1 > min(plan.max_senders, climbed[-1]):
             return None
         here, further = At(climbed[-1], senders), At(climbed[-1], senders + 1)
         if (step := _settle(plan, done, here, further, "one_more_sender")) is not None:
@@ -209,20 +211,26 @@ def _search(plan: Plan, done: Sequence[Done]) -> Step | None:
 
 def _climb(plan: Plan, done: Sequence[Done], senders: int) -> Step | None:
     """The next load of the doublings with so many senders; None when one gained nothing, or at the bound."""
-    for low, high in pairwise(plan.high):
+    rungs = _rungs(plan, senders)
+    for low, high in pairwise(rungs):
         base, more = At(low, senders), At(high, senders)
         if (step := _settle(plan, done, base, more, "search")) is not None:
             return step
         if (point_gain(done, base, more) or 0) <= PLATEAU:
             return None
-    only = At(plan.high[0], senders) if plan.high else None
+    only = At(rungs[0], senders) if rungs else None
     return _step("search", only) if only is not None and not _at(done, only) else None
+
+
+def _rungs(plan: Plan, senders: int) -> list[int]:
+    """The doublings that so many senders can share."""
+    return [rung for rung in plan.high if rung >= senders]
 
 
 def _climbed(plan: Plan, done: Sequence[Done], senders: int) -> list[int]:
     """The rungs that the doublings reached with so many senders."""
     reached: list[int] = []
-    for rung in plan.high:
+    for rung in _rungs(plan, senders):
         if not _at(done, At(rung, senders)):
             break
         reached.append(rung)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from brim import guard
@@ -13,6 +13,7 @@ from brim.errors import BrimError, UsageError, did_you_mean
 from brim.records import Access, Protocol, Server, Target, TargetLimit
 from loadtest import target as targets
 from loadtest.control import Control
+from loadtest.link import interface_bytes_per_s
 from serve import ledger
 from serve.variants import load_variant
 
@@ -76,6 +77,17 @@ def local(target: Target) -> bool:
     except BrimError:
         return False
     return True
+
+
+def link_bytes_per_s(target: Target) -> float | None:
+    """The rate of the interface towards a server elsewhere, as its driver tells it; None if it does not."""
+    endpoint = guard.parse_url(target.url)
+    return None if local(target) else interface_bytes_per_s(endpoint.host, endpoint.port)
+
+
+def again(one: Wanted, out: Path) -> Wanted:
+    """The same of the server that runs now: an earlier target may have been measured over several starts of it."""
+    return one if one.server is None else replace(one, server=ledger.usable(out))
 
 
 def server_pid(target: Target) -> int | None:

@@ -134,7 +134,7 @@ def _there(process: psutil.Process) -> bool:
 def test_a_server_of_known_capacity_is_found_saturated_at_the_rate_that_it_logged_itself_beside_a_broken_variant(
     bench: Bench,
 ) -> None:
-    done = bench.brim("image__b8", "sleep__b8", "--concurrency", "4:32", "--json", "--quiet")
+    done = bench.brim("image__b8", "sleep__b8", "--concurrency", "16:32", "--json", "--quiet")
     document = json.loads(done.stdout)
     assert "the artifact is corrupt" in document["failures"]["image__b8"]
     assert done.returncode == 3
@@ -158,7 +158,7 @@ def test_a_server_of_known_capacity_is_found_saturated_at_the_rate_that_it_logge
     for window in windows:
         executed = sum(items for _, end_ns, items in log if window.start_ns < end_ns <= window.end_ns)
         assert window.items_ok == pytest.approx(executed, abs=2 * 8), "answers lag the log by what is under way"
-    assert [p["at"]["concurrency"] for p in result["probes"]][:2] == [4, 8], "the curve's points come first"
+    assert [p["at"]["concurrency"] for p in result["probes"]][:2] == [16, 32], "the bounds that were asked for"
     page = bench.out / "reports" / "latest"
     assert "sleep__b8" in (page / "report.html").read_text()
     assert len((page / "points.csv").read_text().splitlines()) == 1 + len(result["probes"])
@@ -200,24 +200,29 @@ def test_a_single_point_claims_no_plateau_and_a_missing_perf_analyzer_does_not_s
 
 
 def test_every_start_of_the_server_is_a_process_of_its_own_at_the_same_address(tmp_path: Path) -> None:
-    bench = start(tmp_path, "sleep:service_ms=20__b8")
+    bench = start(tmp_path, "sleep:service_ms=20__b8", "null__b8")
     try:
-        done = bench.brim("sleep__b8", "--concurrency", "16", "--starts", "2", "--no-cross-check", "--json", "--quiet")
-        (result,) = json.loads(done.stdout)["results"]
-        assert (result["verdict"], result["starts"], result["ci_kind"]) == ("point", 2, "within_run")
-        assert len(result["start_means"]) == 2
-        loads = disk.load_lines(Load, layout.run_folder(bench.out, result["run"]) / "loads.jsonl")
-        assert [load.server_start for load in loads] == [0, 1]
-        again = ledger.usable(bench.out)
-        assert again.http == bench.server.http
-        assert again.pid != bench.server.pid and not ledger.alive(bench.server)
+        done = bench.brim("--concurrency", "16", "--starts", "2", "--no-cross-check", "--json", "--quiet")
+        results = {result["variant"]: result for result in json.loads(done.stdout)["results"]}
+        assert {(r["verdict"], r["starts"], r["ci_kind"]) for r in results.values()} == {("point", 2, "within_run")}
+        assert set(results) == {"sleep__b8", "null__b8"}, "the second variant meets the server that the first left"
+        assert [p["server_start"] for r in results.values() for p in r["probes"]] == [0, 1, 0, 1]
+
+        servers = [
+            disk.load(Server, file)
+            for file in sorted(layout.servers(bench.out).glob("brim-*/server.json"), key=lambda f: f.stat().st_mtime_ns)
+        ]
+        assert len(servers) == 3 == len({server.pid for server in servers})
+        assert {server.http for server in servers} == {bench.server.http}
+        assert [ledger.alive(server) for server in servers] == [False, False, True]
+        loads = disk.load_lines(Load, layout.run_folder(bench.out, results["sleep__b8"]["run"]) / "loads.jsonl")
         logged = [
             sum(
                 items
                 for start_ns, _, items in read_executions(layout.server_folder(bench.out, server.id), "sleep__b8")
                 if start_ns > load.start_ns  # before it, Triton's own warm-up of the model
             )
-            for server, load in zip((bench.server, again), loads, strict=True)
+            for server, load in zip(servers, loads, strict=False)
         ]
         assert logged == [load.items_ok for load in loads], "each start answered its own load, and no other"
     finally:

@@ -140,7 +140,6 @@ def answer(**changes: Any) -> Saturation:
         instances=1,
         probes=probes(),
         command="brim loadtest resnet50__b4 --starts 3",
-        scope="valid for this machine",
     )
     return dataclasses.replace(made, **changes)
 

@@ -120,6 +120,7 @@ def gathered(
                 rates=load.rates,
                 busy_s_per_item=load.busy_s_per_item,
                 effective_batch=load.effective_batch,
+                busy_share=load.busy_share(TARGET),
             )
         )
     values = Values(compared=32, max_relative_error=1e-6) if asked.engine else None
@@ -204,6 +205,37 @@ def test_over_three_starts_the_interval_is_students_t_over_their_means() -> None
     assert result.items_per_s == pytest.approx(statistics.mean(means), rel=1e-3)
     assert result.ci95 is not None
     assert result.ci95[1] - result.ci95[0] == pytest.approx(2 * half, rel=0.02)
+
+
+def test_a_start_that_gave_no_window_makes_the_figure_unstable_and_is_not_counted() -> None:
+    def third_fails(load: MeasuredLoad) -> MeasuredLoad:
+        return (
+            replace(load, windows=()) if load.load.index == 4 else load
+        )  # figure, cross-check, figure, cross-check, …
+
+    result = told(gathered(plan(8, starts=3), busy_server, third_fails))
+    assert (result.verdict, result.starts, result.ci_kind) == ("unstable", 2, "within_run")
+
+
+def test_a_ladder_that_ended_below_full_batches_says_how_many_they_need() -> None:
+    result = told(gathered(plan(most=6), busy_server))
+    assert result.verdict == "still_rising"
+    assert result.reasons[0] == "the ladder ended below full batches, which need 8 in flight"
+
+
+def test_an_aborted_search_tells_of_its_last_load_and_not_of_all_rungs_together() -> None:
+    result = told(replace(gathered(plan(), busy_server, most=2), interrupted=True))
+    assert any("batches 4.0 of 4" in reason for reason in result.reasons)
+
+
+def test_a_second_generator_whose_own_summary_does_not_fit_agrees_nowhere() -> None:
+    def doubtful(load: MeasuredLoad) -> MeasuredLoad:
+        doubts = ("its summary says 50/s, its trace 40/s",) if load.load.generator == "perf_analyzer" else ()
+        return replace(load, load=replace(load.load, reasons=doubts))
+
+    result = told(gathered(plan(), busy_server, doubtful))
+    assert {check.rule: check.state for check in result.checks}[5] == "broken"
+    assert result.cross_check is not None and not result.cross_check.agrees
 
 
 def test_two_starts_are_not_enough_for_a_95_percent_interval_between_them() -> None:

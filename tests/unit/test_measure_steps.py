@@ -127,9 +127,20 @@ def test_a_slow_client_gets_senders_until_one_more_gains_nothing() -> None:
     assert ("one_more_sender", 16, 4) in short(done)
 
 
-def test_a_client_that_still_gains_at_the_bound_stays_convicted() -> None:
-    _, found = play(plan(max_senders=2), lambda step: 40.0 * step.senders)
+def test_a_client_that_still_gains_at_the_bound_stays_convicted_without_another_climb() -> None:
+    done, found = play(plan(max_senders=2), lambda step: 40.0 * step.senders)
     assert found.sender_gain == pytest.approx(1.0)
+    assert {d.step.concurrency for d in done if d.step.senders == 2} == {16}
+
+
+@pytest.mark.parametrize("senders", [2, 3, 8])
+def test_however_many_senders_there_are_one_more_is_tried(senders: int) -> None:
+    """A model that does not batch is full with two in flight; more senders than that climb where they can share."""
+    asked = plan(full=2, senders=senders, max_senders=senders + 1)
+    done, found = play(asked, lambda step: 100.0)
+    assert "one_more_sender" in {d.step.purpose for d in done}
+    assert found.sender_gain == pytest.approx(0.0)
+    assert all(d.step.senders <= d.step.concurrency for d in done)
 
 
 def test_workers_of_a_cluster_are_one_fewer_at_first_so_that_the_last_is_the_experiment() -> None:
@@ -228,9 +239,11 @@ def test_a_load_that_gave_no_window_ends_the_experiment(at: int) -> None:
     assert len(done) == at + 1
 
 
-def load(concurrency: int, rate: float, busy_ms: float, batch: float = 4.0) -> Done:
-    step = Step(purpose="search", concurrency=concurrency, senders=1)
-    return Done(step=step, rates=(rate,), busy_s_per_item=busy_ms / 1e3, effective_batch=batch)
+def load(concurrency: int, rate: float, busy_ms: float, batch: float = 4.0, senders: int = 1) -> Done:
+    """With one instance, busy share = rate x engine time per item."""
+    step = Step(purpose="search", concurrency=concurrency, senders=senders)
+    busy_s = busy_ms / 1e3
+    return Done(step=step, rates=(rate,), busy_s_per_item=busy_s, effective_batch=batch, busy_share=rate * busy_s)
 
 
 def test_a_machine_that_got_faster_between_two_loads_is_no_gain() -> None:
@@ -247,7 +260,13 @@ def test_a_machine_that_drifts_by_a_fifth_over_the_search_still_shows_its_platea
         now = next(speed)
         rate = batch_server(step) * now
         done.append(
-            Done(step=step, rates=(rate,), busy_s_per_item=0.99 / rate, effective_batch=min(4.0, step.concurrency / 2))
+            Done(
+                step=step,
+                rates=(rate,),
+                busy_s_per_item=0.99 / rate,
+                busy_share=0.99,
+                effective_batch=min(4.0, step.concurrency / 2),
+            )  # fmt: skip
         )
     found = findings(asked, done)
     assert (found.concurrency, found.top) == (8, 16)
@@ -255,9 +274,15 @@ def test_a_machine_that_drifts_by_a_fifth_over_the_search_still_shows_its_platea
 
 
 def test_an_engine_that_waited_less_is_a_gain_even_if_the_machine_got_slower() -> None:
-    """The client kept it busy 50% of the time, then 90%: 1.8 times, though each item took a tenth longer."""
-    done = [load(8, 50.0, 10.0), load(16, 0.9 / 11e-3, 11.0)]
-    assert point_gain(done, At(8, 1), At(16, 1)) == pytest.approx(0.8)
+    """Kept busy 90% of the time, then 99%: 1.1 times, though each item took a tenth longer and the rate stayed."""
+    done = [load(8, 90.0, 10.0), load(16, 90.0, 11.0)]
+    assert point_gain(done, At(8, 1), At(16, 1)) == pytest.approx(0.1)
+
+
+def test_an_idle_engine_that_is_only_disturbed_by_a_second_sender_is_no_gain() -> None:
+    """Its time per item is wall time: preempted, it takes 15% longer while the rate falls by 5%. Rates are compared."""
+    done = [load(8, 10_000, 0.050, batch=1.0), load(8, 9_500, 0.0575, batch=1.0, senders=2)]
+    assert point_gain(done, At(8, 1), At(8, 2)) == pytest.approx(-0.05)
 
 
 def test_larger_batches_are_a_gain_that_the_engine_time_must_not_hide() -> None:

@@ -99,7 +99,7 @@ def hostile_answer() -> Saturation:
     probe = made.probe(0, 8, "figure", 20.0, reason=bad, batch_counts={"4": 3})
     checks = tuple(dataclasses.replace(check, reason=bad, name=bad) for check in made.checks())
     return made.answer(
-        variant=bad, reasons=(bad, bad), item=bad, probes=(probe,), checks=checks, command=bad, scope=bad, target=bad,
+        variant=bad, reasons=(bad, bad), item=bad, probes=(probe,), checks=checks, command=bad, target=bad,
         backend=bad, server_version=bad,
     )  # fmt: skip
 
