@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from brim import disk, guard, layout
 from brim.errors import Lost
 from brim.records import Load, Saturation, ServingConfig, Variant, Window
 from experiments.measure.run import exclusive
-from loadtest import perf_analyzer_command
+from loadtest import perf_analyzer_command, supervise
 from serve.configs import resolve
 from serve.executions import Execution, executions_by_instance
 from serve.known import known_server
@@ -201,11 +200,11 @@ def _point_s(on: Served, concurrency: int) -> float:
 
 def _perf_analyzer(on: Served, concurrency: int, *told: str) -> list[str]:
     """perf_analyzer on the server; it ends with this process, however that ends."""
-    return [
-        *(sys.executable, "-I", "-S", str(layout.CHECKOUT / "loadtest" / "supervise.py"), str(os.getpid()), ""),
+    program = [
         *(str(layout.perf_analyzer()), "-m", on.target.model, "-u", guard.parse_url(on.target.url).netloc),
         *("--concurrency-range", str(concurrency), *told),
     ]
+    return supervise.command(program)
 
 
 def table(found: Sequence[Found]) -> str:

@@ -21,7 +21,7 @@ from benchmarks.side_by_side import Figures
 from brim import disk, guard, layout
 from brim.errors import BrimError, Lost
 from brim.records import Access, LoadPoint, Target
-from loadtest import perf_analyzer_command, sender_driver
+from loadtest import perf_analyzer_command, perf_analyzer_memory, prepared, sender_driver, supervise
 from loadtest.control import control
 from loadtest.driver import LoadSpec
 from loadtest.statistics_reader import StatisticsReader
@@ -87,14 +87,14 @@ def with_perf_analyzer(traffic: Traffic, mode: Sequence[str]) -> Figures:
 
 @contextlib.contextmanager
 def _perf_analyzer(traffic: Traffic, mode: Sequence[str], log: Path) -> Iterator[int]:
-    """Its pid while it sends, window after window that is never stable enough.
+    """Its pid while it sends, window after window that is never stable enough; it ends with this process.
 
     At the end it is asked to stop, which it does after its window: killed, it would leave shared memory that the
     server still reads, and the next one would cut that memory short under it.
     """
     point, target = traffic.point, traffic.target
     data = perf_analyzer_command.write_input_data(traffic.payload, lambda: target.max_batch > 0)
-    command = [
+    program = [
         *(str(layout.perf_analyzer()), "-m", target.model, "-i", point.protocol),
         *("-u", guard.parse_url(target.url).netloc, "-b", "1", "--input-data", str(data)),
         *("--concurrency-range", str(point.concurrency), "--measurement-interval", str(WINDOW_MS)),
@@ -103,19 +103,30 @@ def _perf_analyzer(traffic: Traffic, mode: Sequence[str], log: Path) -> Iterator
         *mode,
     ]
     environment = perf_analyzer_command.environment(layout.perf_analyzer_libraries())
-    with log.open("wb") as said:
+    with _claimed(traffic) as handles, log.open("wb") as said:
         child = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT
-        )
-    try:
-        yield child.pid
-    finally:
-        child.send_signal(signal.SIGINT)
+            supervise.command(program), env=environment, stdin=subprocess.DEVNULL, stdout=said,
+            stderr=subprocess.STDOUT, pass_fds=handles,
+        )  # fmt: skip
         try:
-            child.wait(STOPS_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+            yield child.pid
+        finally:
+            child.send_signal(signal.SIGINT)
+            try:
+                child.wait(STOPS_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+@contextlib.contextmanager
+def _claimed(traffic: Traffic) -> Iterator[tuple[int, ...]]:
+    """What perf_analyzer is to inherit, so that whatever it leaves in shared memory is swept."""
+    if traffic.point.transport != "shared_memory":
+        yield ()
+        return
+    with perf_analyzer_memory.claimed(traffic.target.url, Access(), prepared.load(traffic.payload)) as handle:
+        yield (handle,)
 
 
 def _measured(target: Target, pids: Sequence[int]) -> Figures:

@@ -88,8 +88,16 @@ def http_header_lines(access: Access) -> bytes:
     return "".join(f"{name}: {value}\r\n" for name, value in read_headers(access)).encode("ascii")
 
 
+def metadata(access: Access) -> tuple[tuple[str, str], ...]:
+    """The headers as gRPC's metadata, names in small letters; UsageError for a name under which gRPC sends bytes."""
+    for name in access.headers:
+        if name.lower().endswith("-bin"):
+            raise UsageError(f"--header {name}: over gRPC a name in -bin carries bytes, not text; use another name")
+    return tuple((name.lower(), value) for name, value in read_headers(access))
+
+
 def redactor(access: Access) -> Redact:
-    """A function that takes the header values out of a foreign text, plain, or as JSON, a URL or HTML would write them.
+    """A function that takes the header values out of a foreign text, plain or as JSON, a URL, HTML or a repr has them.
 
     Call it before the text is shortened: half a secret would not be found.
     """
@@ -98,6 +106,8 @@ def redactor(access: Access) -> Redact:
         words = {word for word in value.split() if len(word) >= WORD_MIN}
         for plain in {value, *words} if len(value) >= SECRET_MIN else ():
             secrets |= {plain, json.dumps(plain)[1:-1], quote(plain), quote(plain, safe=""), html.escape(plain)}
+            shown = plain.encode("unicode_escape").decode()  # in a repr; ' is escaped there if " occurs, too
+            secrets |= {shown, shown.replace("'", r"\'")}
     if not secrets:
         return lambda text: text
     longest_first = re.compile("|".join(re.escape(s) for s in sorted(secrets, key=len, reverse=True)))

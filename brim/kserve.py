@@ -85,6 +85,8 @@ class KServe:
     def statistics(self, model: str, version: str = "") -> dict[str, Any]:
         """The one entry of model_stats for this model: cumulative counters since it was loaded."""
         stats = self._json("GET", _model(model, version) + "/stats")["model_stats"]
+        if not stats:
+            raise NotReady(f"{self.endpoint.url} tells no statistics of {model}; is it loaded?")
         entry: dict[str, Any] = stats[-1]
         return entry
 

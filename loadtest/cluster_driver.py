@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Literal, NoReturn
@@ -25,7 +25,7 @@ from brim.errors import BrimError, NoResource, NotReady, UsageError, WorkerLost
 from brim.offspring import undisturbed
 from brim.records import TargetLimit
 from loadtest.cluster_clock import Clock, drift
-from loadtest.cluster_wire import MasterOrder, Place, WorkerOrder, WorkerPart
+from loadtest.cluster_wire import MasterOrder, Place, WorkerOrder, WorkerPart, is_every_network
 from loadtest.driver import LoadResult, LoadSpec, RunningLoad
 from loadtest.sender_driver import merged, recovered
 from loadtest.senders.answers import clean
@@ -35,6 +35,7 @@ MASTER_WITHIN_S = 60.0  # importing Locust takes a second or two, on a busy mach
 START_WITHIN_S = 300.0  # requests to every worker, and connections from there
 TRANSFER_S = 75.0  # beyond the load's own bounds the master gets so long to hear the last worker
 END_WITHIN_S = 5.0
+ENDS = ("ended", "refused")  # what the master says at the end of a load
 #: A load host with less room than this may be what limits.
 HOST_BUSY = 0.9
 
@@ -77,12 +78,15 @@ def worker_environment() -> dict[str, str]:
 
 
 def numeric(place: Place) -> str:
-    """The address that the user's name stands for; NotReady if it stands for none."""
+    """The address that the user's name stands for; NotReady if for none, UsageError if for every network."""
     try:
         found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise NotReady(f"{place.host}: the name does not resolve ({error}); check the address") from None
-    return str(found[0][4][0])
+    address = str(found[0][4][0])
+    if is_every_network(address):
+        raise UsageError(f"{place} is every network of this host; name the one address that is meant")
+    return address
 
 
 def _is_loopback(place: Place) -> bool:
@@ -166,6 +170,7 @@ class ClusterDriver:
     def __init__(self, master: Master, place: Place, workers: int) -> None:
         self._master, self._place, self.workers = master, place, workers
         self._clocks: dict[str, tuple[Clock, Clock]] = {}  # name -> its first and its last measurement
+        self._awaited = False  # the master has not told yet what became of the load before
 
     @property
     def master_pid(self) -> int:
@@ -189,13 +194,18 @@ class ClusterDriver:
     def start(self, spec: LoadSpec, folder: Path) -> RunningLoad:
         """Give every worker its share, wait until all have their connections, and release them together."""
         refuse(spec, self._place, self.workers)
+        if self._awaited:  # what comes next from the master may be about that load
+            raise WorkerLost("the cluster broke: how its last load ended was never told; start the measurement again")
         spec_file = disk.save(folder / "spec.json", spec)
+        self._awaited = True
         self._master.say("load", spec=str(spec_file))
         event = self._master.hear(START_WITHIN_S)
         if event is None:
             raise WorkerLost(f"the load hosts were not ready within {START_WITHIN_S:g} s")
-        if event["event"] != "started":
+        if event["event"] == "refused":
+            self._awaited = False
             _raise(event)
+        _expect(event, "started")
         return ClusterLoad(self._master, spec, folder, self._ended)
 
     def tell_drifts(self) -> None:
@@ -204,7 +214,13 @@ class ClusterDriver:
             if last is not first:
                 self._master.tell(f"worker {name}: its clock moved {drift(first, last)}")
 
-    def _ended(self, share: WorkerPart) -> None:
+    def _ended(self, shares: Sequence[WorkerPart], told: bool) -> None:
+        """A load is over; `told`: by the master."""
+        self._awaited = not told
+        for share in shares:
+            self._tell_share(share)
+
+    def _tell_share(self, share: WorkerPart) -> None:
         if share.after is not None and share.name in self._clocks:
             self._clocks[share.name] = (self._clocks[share.name][0], share.after)
         if share.host_busy is not None and share.host_busy > HOST_BUSY:
@@ -214,8 +230,10 @@ class ClusterDriver:
 class ClusterLoad:
     """A load that the workers send."""
 
-    def __init__(self, master: Master, spec: LoadSpec, folder: Path, ended: Callable[[WorkerPart], None]) -> None:
-        self._master, self._spec, self._folder, self._tell_share = master, spec, folder, ended
+    def __init__(
+        self, master: Master, spec: LoadSpec, folder: Path, ended: Callable[[Sequence[WorkerPart], bool], None]
+    ) -> None:
+        self._master, self._spec, self._folder, self._tell_end = master, spec, folder, ended
         self._workers = range(spec.first_worker, spec.first_worker + spec.point.senders)
         self._started_ns = time.monotonic_ns()
         self._deadline = time.monotonic() + spec.seconds + spec.drain_s + TRANSFER_S
@@ -243,19 +261,21 @@ class ClusterLoad:
         while not self._over(0.25) and time.monotonic() < self._deadline:
             pass
         total = merged([self._part(worker) for worker in self._workers])
-        parts = disk.load_lines(WorkerPart, self._folder / "cluster.jsonl")
-        for part in parts:
-            self._tell_share(part)
-        busy = [part.host_busy for part in parts if part.host_busy is not None]
+        shares: list[WorkerPart] = []
+        with contextlib.suppress(BrimError, OSError):  # what they say is no part of the figure
+            shares = disk.load_lines(WorkerPart, self._folder / "cluster.jsonl")
+        self._tell_end(shares, self._end is not None and self._end["event"] in ENDS)
+        busy = [share.host_busy for share in shares if share.host_busy is not None]
         total = replace(total, hosts_busy=max(busy, default=None))
-        with contextlib.suppress(NoResource):  # a full disk is in the result already
+        with contextlib.suppress(BrimError):  # a full disk is in the result already
             disk.save(self._folder / "result.json", total)
         return total
 
     def _over(self, within_s: float) -> bool:
         if self._end is None:
             try:
-                self._end = self._master.hear(within_s)
+                event = self._master.hear(within_s)
+                self._end = event if event is None else _expect(event, *ENDS)
             except BrimError as error:  # the master is gone, and with it what it had not written
                 self._end = {"event": "error", "message": str(error)}
         return self._end is not None
@@ -265,7 +285,10 @@ class ClusterLoad:
         end = self._end or {"event": "error", "message": "the cluster's master did not hear every worker in time"}
         failure = end["failures"].get(str(worker)) if end["event"] == "ended" else end["message"]
         if failure is None:
-            return disk.load(LoadResult, result_file(self._folder, worker))
+            try:
+                return disk.load(LoadResult, result_file(self._folder, worker))
+            except BrimError as error:
+                failure = str(error)
         return recovered(
             row_file(Path(self._spec.rows), worker),
             worker,
@@ -302,6 +325,13 @@ def _spawn_master(order: MasterOrder, log: IO[bytes]) -> subprocess.Popen[bytes]
         env=worker_environment(),
         start_new_session=True,
     )
+
+
+def _expect(event: dict[str, Any], *kinds: str) -> dict[str, Any]:
+    """The event, if it is of one of these kinds; WorkerLost for one that belongs elsewhere."""
+    if event["event"] not in kinds:
+        raise WorkerLost(f"the cluster's master said {event['event']!r} where {' or '.join(kinds)} was due")
+    return event
 
 
 def _raise(event: Mapping[str, Any]) -> NoReturn:

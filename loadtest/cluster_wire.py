@@ -13,7 +13,7 @@ from typing import Any
 
 from brim import codec
 from brim.errors import InvalidRecord, UsageError
-from brim.records import TargetLimit
+from brim.records import ROW, TargetLimit
 from loadtest.cluster_clock import Clock
 
 PROTOCOL = 1
@@ -45,16 +45,19 @@ def parse_place(text: str, option: str) -> Place:
     host = head[1:-1] if head.startswith("[") and head.endswith("]") else head
     if not host or any(c.isspace() or c in "/@[]" for c in host) or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UsageError(f"{option} {text!r}: write HOST:PORT, as in 127.0.0.1:{DEFAULT_PORT}")
-    if host == "*" or _is_every_network(host):
+    if host == "*" or is_every_network(host):
         raise UsageError(f"{option} {text!r} is every network of this host; name the one address that is meant")
     return Place(host=host, port=int(port))
 
 
-def _is_every_network(host: str) -> bool:
+def is_every_network(host: str) -> bool:
+    """Whether it is the address of every interface; a name must be resolved first (`0` is such a name, too)."""
     try:
-        return ipaddress.ip_address(host).is_unspecified
+        address = ipaddress.ip_address(host)
     except ValueError:
-        return False  # a name
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_unspecified
 
 
 # ---------------------------------------------------------------------------- who joins
@@ -165,6 +168,11 @@ def chunks(data: bytes, size: int = CHUNK_BYTES) -> Iterator[tuple[int, bytes]]:
     """(offset, bytes) of each chunk; nothing for an empty file."""
     for offset in range(0, len(data), size):
         yield offset, data[offset : offset + size]
+
+
+def whole_rows(data: bytes) -> bytes:
+    """What begins at a row's edge, without a last row that was cut short; the file's header is as long as a row."""
+    return data[: len(data) - len(data) % ROW.size]
 
 
 class Arriving:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from brim import guard
+from brim.errors import BrimError
 from brim.guard import Endpoint
 from brim.kserve import KServe, MemoryKind
 from brim.records import Access, TargetLimit
+
+UNREGISTER_EVERY_S = 0.1
 
 
 class Control(Protocol):
@@ -34,3 +39,15 @@ def control(url: str, allowed: Mapping[str, TargetLimit], access: Access) -> Con
 
         return GrpcControl(url, allowed, access)
     return KServe(url, allowed, access)
+
+
+def unregister(ask: Control, kind: MemoryKind, name: str, *, within_s: float = 0.0) -> None:
+    """Ask until the server has forgotten the region or the time is over; what it keeps then goes at the next sweep."""
+    deadline = time.monotonic() + within_s
+    with contextlib.suppress(BrimError):  # it cannot be asked, or is gone, and with it every region
+        while True:
+            with contextlib.suppress(BrimError):
+                return ask.unregister_shared_memory(kind, name)
+            if time.monotonic() >= deadline or name not in ask.shared_memory(kind):
+                return
+            time.sleep(UNREGISTER_EVERY_S)

@@ -5,6 +5,7 @@ Reads the files that an Access names; what a channel is opened with, synchronous
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,8 +13,9 @@ import grpc
 import grpc.aio
 
 from brim import guard
-from brim.access import open_tls, read_headers, read_pem, ssl_context
-from brim.errors import UsageError
+from brim.access import metadata, open_tls, read_pem, ssl_context
+from brim.errors import NotReady, UsageError
+from brim.guard import Endpoint
 from brim.records import Access, TargetLimit
 
 #: What every channel is told: no proxy, no look-up of settings by name, no hidden second attempt, no limit on messages
@@ -46,21 +48,32 @@ def route(url: str, allowed: Mapping[str, TargetLimit], access: Access, *, timeo
     endpoint = guard.parse_url(url)
     if endpoint.scheme not in ("grpc", "grpcs"):
         raise UsageError(f"{url}: gRPC goes over grpc:// or grpcs://")
-    secure = endpoint.scheme == "grpcs"
-    sock = guard.connect(endpoint.host, endpoint.port, allowed, timeout_s=timeout_s)
-    host, port = sock.getpeername()[:2]
-    if secure:  # gRPC says of a failed handshake only that the server is unavailable; this one says why
-        context = ssl_context(access)
-        context.set_alpn_protocols(["h2"])
-        sock = open_tls(sock, context, endpoint)
-    sock.close()
+    secure, told = endpoint.scheme == "grpcs", metadata(access)
+    with guard.connect(endpoint.host, endpoint.port, allowed, timeout_s=timeout_s) as sock:
+        host, port = sock.getpeername()[:2]
+        if secure:  # gRPC says of a failed handshake only that the server is unavailable; this one says why
+            with open_tls(sock, http2_context(access), endpoint) as tls:
+                require_http2(tls, endpoint)
     name = (("grpc.ssl_target_name_override", endpoint.host),) if secure else ()
     return Route(
         address=f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}",
         options=(*_OPTIONS, ("grpc.default_authority", endpoint.netloc), *name),
         credentials=_credentials(access) if secure else None,
-        metadata=tuple((name.lower(), value) for name, value in read_headers(access)),
+        metadata=told,
     )
+
+
+def http2_context(access: Access) -> ssl.SSLContext:
+    """What access.ssl_context makes, asking for HTTP/2."""
+    context = ssl_context(access)
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def require_http2(tls: ssl.SSLSocket | ssl.SSLObject, endpoint: Endpoint) -> None:
+    """NotReady unless the other side agreed to HTTP/2 in the TLS handshake (ALPN), as gRPC demands."""
+    if tls.selected_alpn_protocol() != "h2":
+        raise NotReady(f"{endpoint.url}: the server offers no HTTP/2 inside TLS; is this its gRPC port?")
 
 
 def opened(way: Route) -> grpc.Channel:

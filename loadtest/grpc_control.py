@@ -56,6 +56,8 @@ class GrpcControl:
     def statistics(self, model: str, version: str = "") -> dict[str, Any]:
         """The one entry of model_stats for this model: cumulative counters since it was loaded."""
         answer = self._ask("ModelStatistics", messages.ModelStatisticsRequest(name=model, version=version))
+        if not answer.model_stats:
+            raise NotReady(f"{self.endpoint.url} tells no statistics of {model}; is it loaded?")
         return plain(answer.model_stats[-1])
 
     def repository_index(self) -> list[dict[str, Any]]:

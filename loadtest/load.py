@@ -80,6 +80,9 @@ def run_load(
         lost = _watch(running, record_for, reader, reads, spec.seconds, enough, progress, pause)
     except Interrupted as stopped:
         interrupted = stopped
+    except BaseException:
+        _end(running, stop=True)
+        raise
     result, stopped_late = _end(running, stop=interrupted is not None or not driver.ends_itself or lost)
     if not lost:
         _last_read(reader, reads)

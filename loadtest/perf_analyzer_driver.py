@@ -12,7 +12,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import threading
 import time
 from functools import cache
@@ -25,9 +24,10 @@ from brim.records import Status
 from loadtest import perf_analyzer_command as command
 from loadtest import perf_analyzer_memory as memory
 from loadtest import perf_analyzer_output as output
-from loadtest import prepared
+from loadtest import prepared, supervise
 from loadtest.control import control
 from loadtest.driver import LoadResult, LoadSpec, counts_of
+from loadtest.sender_driver import recovered
 from loadtest.senders.tally import RowFile, Texts, row_file
 
 #: It reads its input data (at most 340 MB of JSON, 2 to 3 s) and asks for the model's metadata before it sends.
@@ -120,12 +120,15 @@ class RunningPerfAnalyzer:
         rows = row_file(Path(spec.rows), spec.first_worker)
         self._rows = RowFile(rows, spec.first_worker, spec.point.items_per_request)
         self._stderr = self._open_stderr()
-        self._payload = prepared.load(Path(spec.payload)) if spec.point.transport == "shared_memory" else None
-        self._not_its_own = memory.segments(self._payload) if self._payload else set()
         self._start_ns = time.monotonic_ns()
         self._bound_s = START_UP_S + OVERRUN * spec.seconds + spec.drain_s
         self._deadline_s = time.monotonic() + self._bound_s
-        self._process = self._spawn(program, env)
+        self._claimed = _claimed(spec)
+        try:
+            self._process = self._spawn(program, env)
+        except BaseException:
+            self._release()
+            raise
         self._thread = threading.Thread(target=self._watch, name="perf_analyzer", daemon=True)
         self._thread.start()
 
@@ -159,14 +162,13 @@ class RunningPerfAnalyzer:
             return file.open("a+b", buffering=0)  # append: what is written after a cut stands at its start
 
     def _spawn(self, program: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
-        supervise = Path(__file__).with_name("supervise.py")
-        cpus = ",".join(str(cpu) for cpu in self._spec.cpus)
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", str(supervise), str(os.getpid()), cpus, *program],
+            supervise.command(program, self._spec.cpus),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             env=env,
+            pass_fds=() if self._claimed is None else (self._claimed.handle,),
             start_new_session=True,  # a Ctrl-C at the terminal is Brim's to pass on, once
         )
 
@@ -176,12 +178,16 @@ class RunningPerfAnalyzer:
         """Until perf_analyzer has ended; every way out reaps it and leaves a result."""
         try:
             self._follow()
-        except (BrimError, OSError) as error:  # a full disk, say: end the load, tell why
-            self._broken, self._no_room = str(error), isinstance(error, NoResource)
+        except Exception as error:  # a full disk, say: end the load, tell why
+            self._broken, self._no_room = _told(error), isinstance(error, NoResource)
             self._kill("could not be followed")
         exit_code, cpu_s = self._reap()
+        self._release()
         self._reader_cpu_s = time.thread_time()
-        self._result = self._conclude(exit_code, cpu_s)
+        try:
+            self._result = self._conclude(exit_code, cpu_s)
+        except Exception as error:  # a thread has no caller to raise to
+            self._result = self._from_rows(_told(error))
         with contextlib.suppress(BrimError):  # the result is in memory all the same
             disk.save(self._folder / "result.json", self._result)
 
@@ -241,9 +247,6 @@ class RunningPerfAnalyzer:
 
     def _conclude(self, exit_code: int, cpu_s: float) -> LoadResult:
         end_ns = time.monotonic_ns()
-        if self._payload is not None and exit_code != 0:  # else it has tidied up itself
-            memory.forget(self._spec, self._payload)
-            memory.sweep(self._payload, self._not_its_own)
         stderr = self._last_stderr()
         ended, reason = self._how_it_ended(exit_code, output.words(stderr))
         self._close_rows(stderr, end_ns)
@@ -260,6 +263,19 @@ class RunningPerfAnalyzer:
             reason=reason,
             no_room=self._no_room,
         )
+
+    def _from_rows(self, reason: str) -> LoadResult:
+        self._stderr.close()
+        with contextlib.suppress(BrimError, ValueError):  # a full disk; or they are closed already
+            self._rows.close()
+        return recovered(
+            row_file(Path(self._spec.rows), self._spec.first_worker), self._spec.first_worker,
+            start_ns=self._start_ns, end_ns=time.monotonic_ns(), reason=reason, no_room=self._no_room,
+        )  # fmt: skip
+
+    def _release(self) -> None:
+        if self._claimed is not None:
+            self._claimed.release()
 
     def _how_it_ended(self, exit_code: int, said: list[str]) -> tuple[output.Ended, str]:
         rate = self._csv_rate()
@@ -321,3 +337,15 @@ class RunningPerfAnalyzer:
         except BrimError:
             return False
         return True
+
+
+def _claimed(spec: LoadSpec) -> memory.Claimed | None:
+    """What it may leave in shared memory, written down before it starts; None where it uses none."""
+    if spec.point.transport != "shared_memory":
+        return None
+    return memory.Claimed(spec.url, spec.access, prepared.load(Path(spec.payload)))
+
+
+def _told(error: Exception) -> str:
+    """What went wrong, in one line."""
+    return str(error) if isinstance(error, (BrimError, OSError)) else f"bug: {error!r}"

@@ -1,17 +1,13 @@
 """Inputs in shared memory: regions that this process fills, has a server on this machine map, and takes away again.
 
-Writes /dev/shm/brim-inputs-<run>-<id>, locked (flock) as long as its owner lives. The kernel drops the lock however
-the owner ends, so a file of that name which can be locked is a leftover, whatever its pid has become by now.
+Writes /dev/shm/brim-inputs-<run>-<id>, locked as long as its owner lives: an unlocked file of that name is a leftover.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 import secrets
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,17 +18,17 @@ from brim.errors import BrimError, NoResource, NotReady, UsageError
 from brim.kserve import MemoryKind
 from brim.offspring import undisturbed
 from brim.records import TargetLimit, Transport
-from loadtest.control import Control
+from loadtest import owned_files, perf_analyzer_memory
+from loadtest.control import Control, unregister
+from loadtest.owned_files import SHM
 from loadtest.prepared import Region
 from loadtest.request_bytes import Part
 
-SHM = Path("/dev/shm")
 PREFIX = "brim-inputs-"
 ALIGNMENT = 64  # bytes of a cache line; no two tensors share one
 NAME_RUN_MAX = 120  # a file name has 255 bytes at most
 #: A request that we gave up may still run on the server, which then keeps its region: so long we ask again.
 RELEASE_WITHIN_S = 3.0
-RELEASE_EVERY_S = 0.1
 
 KINDS: Mapping[Transport, MemoryKind] = {"shared_memory": "system", "cuda_shared_memory": "cuda"}
 
@@ -55,7 +51,7 @@ class SystemSegment:
         """NoResource if the file or its bytes are not to be had."""
         self.path, self.byte_size = folder / name, byte_size
         with _told(folder, byte_size):
-            self._handle = _locked_file(self.path)
+            self._handle = owned_files.create(self.path)
         try:
             with _told(folder, byte_size):
                 if byte_size:  # reserved now: a page that is not there kills whoever touches it (SIGBUS)
@@ -76,16 +72,6 @@ class SystemSegment:
     def free(self) -> None:
         self.path.unlink(missing_ok=True)
         os.close(self._handle)
-
-
-def _locked_file(path: Path) -> int:
-    """A new file that is locked; only for this user (and root), so the server must run as one of them."""
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.fstat(handle).st_nlink:
-            return handle
-        os.close(handle)  # another Brim's sweep came between the two
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,12 +125,11 @@ class Memory:
 
     def release(self) -> None:
         """Have the server forget every region, and free it. A server that is gone has forgotten it already."""
-        while self._held:
-            held = self._held.pop()
-            try:
-                _unregister(self.control, self.kind, held.region.name, within_s=RELEASE_WITHIN_S)
-            finally:
-                held.segment.free()
+        with contextlib.ExitStack() as last:  # calls every one of them, whatever another raises
+            while self._held:
+                held = self._held.pop()
+                last.callback(held.segment.free)
+                last.callback(unregister, self.control, self.kind, held.region.name, within_s=RELEASE_WITHIN_S)
 
 
 @contextlib.contextmanager
@@ -156,6 +141,7 @@ def opened(
     What runs that were killed have left, here and on the server, goes first. UsageError if the server is not on this
     machine; NoResource without a GPU where one is needed.
     """
+    perf_analyzer_memory.sweep(folder)
     sweep(folder)
     sweep_server(control, folder)
     if transport == "wire":
@@ -242,7 +228,7 @@ def sweep_server(control: Control, folder: Path = SHM) -> list[str]:
     if not dead or not _shares(control, folder):
         return []
     for kind, name in dead:
-        _unregister(control, kind, name, within_s=0.0)
+        unregister(control, kind, name)
     return [name for _, name in dead]
 
 
@@ -266,35 +252,14 @@ def _shares(control: Control, folder: Path) -> bool:
     except NotReady:
         return False
     finally:
-        _unregister(control, "system", name, within_s=0.0)
+        unregister(control, "system", name)
         segment.free()
     return True
 
 
 def _owned(file: Path, *, remove: bool = False) -> bool:
     """Whether somebody holds this file locked, or it is another user's; if neither, it may be removed."""
-    try:
-        handle = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
-        return error.errno != errno.ENOENT
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if remove:
+    with owned_files.seized(file) as handle:
+        if handle is not None and remove:
             file.unlink(missing_ok=True)
-        return False
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
-
-
-def _unregister(control: Control, kind: MemoryKind, name: str, *, within_s: float) -> None:
-    """Ask until the server has forgotten it or the time is over; what it keeps then goes at the next sweep."""
-    deadline = time.monotonic() + within_s
-    with contextlib.suppress(NotReady):  # it is gone, and with it every region
-        while True:
-            with contextlib.suppress(NotReady):
-                return control.unregister_shared_memory(kind, name)
-            if time.monotonic() >= deadline or name not in control.shared_memory(kind):
-                return
-            time.sleep(RELEASE_EVERY_S)
+        return handle is None and os.path.lexists(file)

@@ -32,7 +32,6 @@ class StatisticsReader:
         self._cores = frozenset(own) | frozenset(target.server.cpus if target.server else ())
         self._server, self._target = server, target
         self._server_cpu = ProcessorTime(() if server_pid is None else (server_pid,))
-        self._local = server_pid is not None
         self._client_cpu = ProcessorTime(())
         self._instances: dict[str, int] = {}  # of the steps that were asked
         self._metrics = MetricsReader(target.server.metrics if target.server else None)
@@ -52,8 +51,8 @@ class StatisticsReader:
             before_ns=before_ns,
             after_ns=after_ns,
             **counters(entry),
-            client_cpu_s=self._client_cpu.spent_s(),
-            server_cpu_s=self._server_cpu.spent_s() if self._local else None,
+            client_cpu_s=self._client_cpu.spent_s() or 0.0,
+            server_cpu_s=self._server_cpu.spent_s(),
             machine_busy_s=busy_s,
             machine_total_s=total_s,
             steps=steps,
@@ -83,7 +82,8 @@ class ProcessorTime:
         self._lookup = lookup
         self._spent: dict[int, float] = {}
 
-    def spent_s(self) -> float:
+    def spent_s(self) -> float | None:
+        """None if none of them was ever seen: what they spend is not known, which is not zero."""
         for pid in self._roots:
             try:
                 root = self._lookup(pid)
@@ -92,7 +92,7 @@ class ProcessorTime:
                     self._spent[process.pid] = times.user + times.system
             except psutil.Error:
                 continue
-        return sum(self._spent.values())
+        return sum(self._spent.values()) if self._spent else None
 
 
 def machine_seconds(cores: Collection[int]) -> tuple[float, float]:

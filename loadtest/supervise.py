@@ -10,8 +10,15 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Iterable, Sequence
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>; the setting survives exec
+
+
+def command(program: Sequence[str], cpus: Iterable[int] = ()) -> list[str]:
+    """What starts this program as a child that cannot outlive this process."""
+    pinned = ",".join(str(cpu) for cpu in cpus)
+    return [sys.executable, "-I", "-S", os.path.abspath(__file__), str(os.getpid()), pinned, *program]
 
 
 def main(arguments: list[str]) -> None:

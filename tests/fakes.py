@@ -27,6 +27,7 @@ from brim.records import Tensor
 
 Fault = Literal[
     "",  # a good answer
+    "last",  # a good answer that announces the end of the connection, and the end
     "queue_full",  # 503 in Triton's words
     "reset",  # RST instead of an answer
     "close",  # an orderly end instead of an answer
@@ -251,7 +252,7 @@ class FakeServer:
             writer.transport.abort()
             return False
         await _write(writer, _faulty(fault, good))
-        return fault not in ("close", "truncated", "garbage")
+        return fault not in ("last", "close", "truncated", "garbage")
 
 
 def _filled(dtype: str, firsts: np.ndarray, each: int) -> bytes:
@@ -269,6 +270,7 @@ def _faulty(fault: Fault, good: bytes) -> bytes:
         "server_error": _answer(500, json.dumps({"error": "\x1b[31mred\x1b[0m\r\n" + "x" * 500}).encode()),
         "redirect": _answer(302, b"", extra="Location: http://203.0.113.1/\r\n"),
         "garbage": b"\x00\x01\x02 what is this\r\n\r\n",
+        "last": good.replace(b"\r\n", b"\r\nConnection: close\r\n", 1),
         "truncated": good[:-3],
         "close": b"",
     }.get(fault, good)

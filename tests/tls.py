@@ -106,6 +106,7 @@ class TlsProxy:
             self.context.load_verify_locations(clients_of.own.cert)
         self.heads: list[str] = []
         self.connections = 0
+        self.forwarded = 0  # bytes handed on to the server, out of TLS
         self._open: set[socket.socket] = set()
 
     @property
@@ -159,6 +160,7 @@ class TlsProxy:
             if re.match(rb"(GET|POST) /", data):
                 self.heads.append(data.partition(b"\r\n\r\n")[0].decode("latin-1") + "\r\n")
             back.sendall(data)
+            self.forwarded += len(data)
         else:
             data = back.recv(2**16)
             front.sendall(data)

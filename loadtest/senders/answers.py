@@ -125,8 +125,9 @@ class Judge:
         wrong = self._wrong(head, body)
         if wrong:
             return Status.FAILED, clean(f"protocol: {self._redact(wrong)}")
-        self.good_prefix = bytes(data[: head.head_bytes + (head.json_bytes or 0)])
-        self.good_total = head.total
+        if not head.close:  # whoever repeats such a head must be read again, for its connection to be dropped
+            self.good_prefix = bytes(data[: head.head_bytes + (head.json_bytes or 0)])
+            self.good_total = head.total
         return Status.OK, ""
 
     def _wrong(self, head: Head, body: bytes) -> str:

@@ -17,11 +17,8 @@ from brim.errors import NotReady
 from brim.records import Status
 from loadtest.driver import LoadSpec
 from loadtest.senders import shell
-from loadtest.senders.answers import clean
+from loadtest.senders.backoff import Backoff
 from loadtest.senders.job import Job
-
-CONNECT_S = 5.0
-BACKOFF_S = (0.01, 0.5)  # pause after a request that never reached the server: first, and at most
 
 
 class Slot:
@@ -33,7 +30,7 @@ class Slot:
         self.broken = False  # the last request lost its connection, or found none
         self.refusal = ""  # what was said instead of a connection
         self._payload = len(job.users) % len(job.requests)  # slots begin at different payloads
-        self._backoff_s = 0.0
+        self._backoff = Backoff(job)
         job.users.append(self)
 
     def cut(self) -> None:
@@ -51,13 +48,14 @@ class Slot:
     async def load(self) -> None:
         """Send until the job is over."""
         job = self.job
-        while not job.stopping:
-            wait_s = job.turn_s() + self._backoff_s
-            if wait_s:
-                await asyncio.sleep(wait_s)
-                if job.stopping:
-                    return
-            await self._one()
+        with job.watched():
+            while not job.stopping:
+                wait_s = job.turn_s() + self._backoff.pause_s
+                if wait_s:
+                    await asyncio.sleep(wait_s)
+                    if job.stopping:
+                        return
+                await self._one()
 
     async def _one(self) -> None:
         """One request from its first byte to its row."""
@@ -70,29 +68,21 @@ class Slot:
             status, text = Status.CANCELLED, ""
             raise
         except Exception as error:  # a bug in here must count against the figure, never beside it
-            status, text = Status.FAILED, clean(f"sender: {error!r}")
+            status, text = Status.FAILED, job.bug(error)
+            raise
         finally:
             done_ns = time.monotonic_ns()
             if status is Status.TIMED_OUT:  # the deadline's own clock may be a little ahead
                 done_ns = max(done_ns, sent_ns + job.timeout_ns)
             self.sent_ns, self.overdue = 0, False
             job.record(sent_ns, done_ns, status, text)
-        if status is Status.OK:
-            if done_ns >= job.samples.due_ns:
-                job.samples.offer(done_ns, payload, None, self.answer())
-            if self._backoff_s:
-                self._backoff_s = 0.0
-                job.connected()
-        elif self.broken:
-            self._rest()
-
-    def _rest(self) -> None:
-        """A pause, the longer the more often it was needed."""
-        first, most = BACKOFF_S
-        self._backoff_s = min(most, 2 * self._backoff_s or first)
-        if self.refusal:
-            self.job.refused(self.refusal)
-        self.broken, self.refusal = False, ""
+        if status is Status.OK and done_ns >= job.samples.due_ns:
+            job.samples.offer(done_ns, payload, None, self.answer())
+        if self.broken:
+            self._backoff.broke(self.refusal)
+            self.broken, self.refusal = False, ""
+        elif status is not Status.TIMED_OUT:
+            self._backoff.answered()
 
 
 class Wire(Protocol):
@@ -167,14 +157,16 @@ async def _until(over: Callable[[], bool], deadline_ns: int) -> None:
 
 
 async def _keep_flushing(share: shell.Share) -> None:
-    while True:
-        await asyncio.sleep(shell.FLUSH_S)
-        share.flush()
+    with share.job.watched():
+        while True:
+            await asyncio.sleep(shell.FLUSH_S)
+            share.flush()
 
 
 async def _enforce_deadlines(job: Job) -> None:
-    while True:
-        await asyncio.sleep(job.enforce_deadline())
+    with job.watched():
+        while True:
+            await asyncio.sleep(job.enforce_deadline())
 
 
 def run(argv: list[str], wire: Callable[[shell.Share], Wire]) -> int:

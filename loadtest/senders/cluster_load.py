@@ -10,8 +10,10 @@ import dataclasses
 import hashlib
 import os
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -78,7 +80,7 @@ class MasterLoad:
     def prepare(self) -> None:
         """Every worker has its requests and its connections, and knows when to start; else none starts."""
         pool = _pool(Path(self._spec.payload))
-        greenlets = [gevent.spawn(outcome, lambda part=part: part.prepare(pool)) for part in self._parts]
+        greenlets = [gevent.spawn(outcome, part.who, partial(part.prepare, pool)) for part in self._parts]
         gevent.joinall(greenlets)
         failures = [g.value for g in greenlets if g.value is not None]
         if failures:
@@ -103,17 +105,20 @@ class MasterLoad:
             part.close()
 
     def _follow(self, part: Part) -> None:
-        part.failure = outcome(part.receive)
+        part.failure = outcome(part.who, part.receive)
         if part.failure is not None or part.ended not in ("finished", "stopped"):
             self.stop()
 
 
-def outcome(act: Callable[[], None]) -> BrimError | None:
-    """What kept it from ending well: a greenlet has no caller to raise to."""
+def outcome(who: str, act: Callable[[], None]) -> BrimError | None:
+    """What kept it from ending well, whatever it was: a greenlet has no caller to raise to."""
     try:
         act()
     except BrimError as error:
         return error
+    except Exception as error:
+        traceback.print_exc()  # into the master's log
+        return BrimError(f"{who}: bug: {error!r}")
     return None
 
 
@@ -145,6 +150,10 @@ class Part:
         self._after: Clock | None = None
         self._host_busy: float | None = None
         self._streams: tuple[BinaryIO, ...] = ()
+
+    @property
+    def who(self) -> str:
+        return self.member.link.other
 
     def prepare(self, pool: Pool) -> None:
         """Clock, requests, connections; raises what the worker could not do, by the worker's name."""
@@ -199,7 +208,7 @@ class Part:
         rows = data
         if self._arriving.size == len(data):  # the first chunk begins with the header
             if len(data) < ROW_HEADER.size:
-                raise InvalidRecord(f"{self.member.link.other}: its rows begin without a header")
+                raise InvalidRecord(f"{self.who}: its rows begin without a header")
             head, rows = header_in_our_time(data[: ROW_HEADER.size], offset_ns), data[ROW_HEADER.size :]
         ours = head + rows_in_our_time(rows, self.worker, offset_ns)
         with disk.told(self._raw):
@@ -208,7 +217,7 @@ class Part:
 
     def _conclude(self, done: dict[str, Any]) -> None:
         """The result in this host's time, if it says what the rows say."""
-        who = self.member.link.other
+        who = self.who
         plain = take(done, "result", dict)
         result = codec.build(LoadResult, plain, where=f"{who}: its result")
         self._arriving.end(Whole(size=take(done, "size", int), sha256=take(done, "sha256", str)))

@@ -116,7 +116,7 @@ class Master:
     def _forget_the_gone(self) -> None:
         """Before anything is sent, one that has gone may be replaced."""
         for client_id, member in list(self._members.items()):
-            error = outcome(member.link.check)
+            error = outcome(member.link.other, member.link.check)
             if error is not None:
                 self._tell({"event": "note", "message": str(error)})
                 self._runner.forget(client_id)

@@ -35,7 +35,7 @@ from brim import codec, disk, guard
 from brim.errors import BrimError, Interrupted, InvalidRecord, Lost, NotReady, UsageError
 from brim.records import ROW_SCHEMA, Access
 from loadtest import prepared
-from loadtest.cluster_wire import CHUNK_BYTES, LOOK_S, PROTOCOL, Hello, Place, WorkerOrder, permitted, take
+from loadtest.cluster_wire import CHUNK_BYTES, LOOK_S, PROTOCOL, Hello, Place, WorkerOrder, permitted, take, whole_rows
 from loadtest.driver import LoadResult, LoadSpec
 from loadtest.senders import locust_http
 from loadtest.senders.locust_run import Sender
@@ -116,6 +116,8 @@ class Worker:
                 self._link.say("leaving")
                 if (self._folder / "load").exists():
                     _say(f"the rows of the last load are kept in {self._folder / 'load'}")
+                else:
+                    shutil.rmtree(self._folder, ignore_errors=True)
                 raise
         finally:
             self._leave()
@@ -293,10 +295,10 @@ class Shipping:
                 self.ship()
 
     def ship(self) -> None:
-        """Everything that is in the file and was not shipped yet."""
+        """Every whole row that is in the file and was not shipped yet; a full disk cuts the last one short."""
         with disk.told(self._file), self._file.open("rb") as stream:
             stream.seek(self.size)
-            while data := stream.read(CHUNK_BYTES):
+            while data := whole_rows(stream.read(CHUNK_BYTES)):
                 self._link.send_chunk(self.size, data)
                 self.size += len(data)
                 self.digest.update(data)

@@ -14,16 +14,17 @@ from loadtest import grpc_requests
 from loadtest.senders.answers import clean
 from loadtest.senders.promise import unlike
 
-#: How Triton says UNAVAILABLE of a request that it turned away, not of itself.
-_TURNED_AWAY = ("maximum queue size", "timeout expired", "timed out")
+#: Triton's words for a request that its queue turned away; gRPC has words of its own for a server out of reach.
+_TURNED_AWAY = ("exceeds maximum queue size", "request timeout expired")
 _RAW_OUTPUT = b"\x32"  # the key of ModelInferResponse.raw_output_contents: field 6, a length and bytes
 
 
 class GrpcJudge:
     """Holds answers against the outputs that the model promised."""
 
-    def __init__(self, outputs: Sequence[Tensor]) -> None:
-        self._outputs = {t.name: t for t in outputs}
+    def __init__(self, outputs: Sequence[Tensor], redact: Redact = str) -> None:
+        """`redact` takes out of the server's words what must not be kept."""
+        self._outputs, self._redact = {t.name: t for t in outputs}, redact
         self._length = -1  # of the last good answer
         #: All of it but the outputs' bytes, each piece with its place: an answer of that length with the same
         #: pieces is good too.
@@ -41,7 +42,7 @@ class GrpcJudge:
             wrong = self._wrong(answer)
         except ValueError as error:
             wrong = str(error)
-        return (Status.FAILED, clean(f"protocol: {wrong}")) if wrong else (Status.OK, "")
+        return (Status.FAILED, clean(f"protocol: {self._redact(wrong)}")) if wrong else (Status.OK, "")
 
     def _wrong(self, answer: bytes) -> str:
         message = grpc_requests.parsed(answer)

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from loadtest.senders import http2
+from loadtest.senders.answers import BODY_MAX_BYTES, HEAD_MAX_BYTES
 
 PREFIX = struct.Struct(">BI")  # before each message: is it compressed, and its length
 STREAMS_MAX = 2**30  # a connection's numbers for streams are then used up; odd ones only
@@ -98,12 +99,14 @@ class GrpcConnection(asyncio.Protocol):
     # ---- calls
 
     def call(self, block: bytes, data: bytes) -> Call:
-        """Send a request (from request_block and framed); its answer is awaited."""
+        """Send a request (from request_block and framed); its answer is awaited. Lost if the connection takes none."""
+        if not self.usable:
+            raise Lost("connection: it takes no more requests")
         call = Call(self._loop.create_future(), self._next, b"", memoryview(b""), self._stream_window)
         self._next += 2
         self._calls[call.stream] = call
         size = len(data)
-        self.usable = self.usable and self._next < STREAMS_MAX
+        self.usable = self._next < STREAMS_MAX
         stream = call.stream
         self._out.append(http2.frame(http2.HEADERS, http2.END_HEADERS, stream, block))
         if size <= self._frame_max and size <= self._window and size <= call.window and not self._waiting:
@@ -122,11 +125,18 @@ class GrpcConnection(asyncio.Protocol):
             call.end(why)
             self._out.append(http2.frame(http2.RST_STREAM, 0, call.stream, http2.CANCEL.to_bytes(4, "big")))
             self._flush_soon()
+            self._close_if_done()
 
     def close(self) -> None:
         self.usable = False
+        self._flush()
         if self._transport is not None:
             self._transport.close()
+
+    def _close_if_done(self) -> None:
+        """Nobody can use it any more, and nobody waits for it: what had it open has opened another."""
+        if not self.usable and not self._calls:
+            self.close()
 
     def _send_waiting(self) -> None:
         """As much of the waiting messages as the windows allow, the oldest first."""
@@ -163,6 +173,7 @@ class GrpcConnection(asyncio.Protocol):
         transport.write(http2.PREFACE + http2.settings(ours) + more)
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
         self._end(f"connection: {error or 'the server closed it'}")
 
     def data_received(self, data: bytes) -> None:
@@ -172,8 +183,10 @@ class GrpcConnection(asyncio.Protocol):
         try:
             while end - at >= http2.FRAME_BYTES:
                 high, low, kind, flags, stream = http2.FRAME.unpack_from(data, at)
+                if (size := high << 16 | low) > http2.FRAME_DEFAULT:  # we never allowed more
+                    raise http2.Broken(f"a frame of {size} bytes; does HTTP/2 answer here?")
                 start = at + http2.FRAME_BYTES
-                stop = start + (high << 16 | low)
+                stop = start + size
                 if stop > end:
                     break
                 at = stop
@@ -195,7 +208,9 @@ class GrpcConnection(asyncio.Protocol):
     # ---- frames
 
     def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
-        if kind == http2.DATA:
+        if self._partial is not None or kind == http2.CONTINUATION:
+            self._go_on(kind, flags, stream, payload)
+        elif kind == http2.DATA:
             self._received += len(payload)
             if self._received >= CREDIT_BYTES:
                 self._out.append(http2.window_update(0, self._received))
@@ -203,6 +218,8 @@ class GrpcConnection(asyncio.Protocol):
                 self._flush_soon()
             if (call := self._calls.get(stream)) is not None:
                 payload = http2.unpadded(flags, payload) if flags & http2.PADDED else payload
+                if len(call.data) + len(payload) > BODY_MAX_BYTES:
+                    raise http2.Broken(f"an answer of more than {BODY_MAX_BYTES} bytes")
                 if not call.data:
                     call.data = payload
                 else:
@@ -216,14 +233,20 @@ class GrpcConnection(asyncio.Protocol):
                 self._headers(stream, flags, block)
             else:
                 self._partial = stream, flags, block
-        elif kind == http2.CONTINUATION and self._partial is not None:
-            first, flags_before, block = self._partial
-            self._partial = first, flags_before, block + payload
-            if flags & http2.END_HEADERS:
-                self._headers(*self._partial)
-                self._partial = None
         else:
             self._control(kind, flags, stream, payload)
+
+    def _go_on(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        """The next frame of an open header block, which nothing else may interrupt (RFC 9113, 6.10)."""
+        if self._partial is None or kind != http2.CONTINUATION or stream != self._partial[0]:
+            raise http2.Broken("a header block that is interrupted, or goes on without a beginning")
+        _, flags_before, block = self._partial
+        if len(block) + len(payload) > HEAD_MAX_BYTES:
+            raise http2.Broken(f"more than {HEAD_MAX_BYTES} bytes of headers")
+        self._partial = stream, flags_before, block + payload
+        if flags & http2.END_HEADERS:
+            self._partial = None
+            self._headers(stream, flags_before, block + payload)
 
     def _headers(self, stream: int, flags: int, block: bytes) -> None:
         if block in self._blocks:
@@ -260,6 +283,7 @@ class GrpcConnection(asyncio.Protocol):
             self.usable = False  # what is beyond its last stream was not begun
             for call in [c for c in self._calls.values() if c.stream > http2.number(payload)]:
                 self._done(call, ("UNAVAILABLE", "the server is going away"))
+            self._close_if_done()
 
     def _settle(self, theirs: dict[int, int]) -> None:
         """The other side's wishes, which it may change at any time."""
@@ -282,6 +306,7 @@ class GrpcConnection(asyncio.Protocol):
             call.end(Failed("INTERNAL", "not one whole, uncompressed message"))
         else:
             call.end(None)
+        self._close_if_done()
 
 
 def _status(headers: dict[str, str]) -> tuple[str, str] | None:

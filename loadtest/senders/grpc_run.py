@@ -6,20 +6,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import ssl
 import sys
 
 from brim import guard
-from brim.access import read_headers, redactor, ssl_context, tls_failure
+from brim.access import metadata, tls_failure
 from brim.errors import BrimError, NotReady, UsageError
 from brim.records import Status
+from loadtest import grpc_channel
 from loadtest.request_bytes import GZIP_LEVEL
 from loadtest.senders import asyncio_load, grpc_answers, shell
 from loadtest.senders.answers import clean
+from loadtest.senders.backoff import CONNECT_S
 from loadtest.senders.grpc_connection import Call, Failed, GrpcConnection, Lost, framed, request_block
 
 SERVICE = "/inference.GRPCInferenceService/"
+LATE = ("DEADLINE_EXCEEDED", "")  # what a call fails with that we cut ourselves
 
 
 class GrpcWire:
@@ -27,14 +31,13 @@ class GrpcWire:
 
     def __init__(self, share: shell.Share) -> None:
         spec = share.spec
-        self.share, self.redact = share, redactor(spec.access)
-        self.judge = grpc_answers.GrpcJudge(share.payload.outputs)
+        self.share, self.redact = share, share.job.redact
+        self.judge = grpc_answers.GrpcJudge(share.payload.outputs, self.redact)
         self._endpoint = guard.parse_url(spec.url)
         self._tls: ssl.SSLContext | None = None
         if self._endpoint.scheme == "grpcs":
-            self._tls = ssl_context(spec.access)
-            self._tls.set_alpn_protocols(["h2"])
-        self._headers = [(name.lower(), value) for name, value in read_headers(spec.access)]
+            self._tls = grpc_channel.http2_context(spec.access)
+        self._headers = metadata(spec.access)
         packed = share.payload.compression == "gzip"
         self.block = self._block("ModelInfer", spec.timeout_s, *([("grpc-encoding", "gzip")] if packed else []))
         self.pool = [
@@ -72,7 +75,7 @@ class GrpcWire:
     async def open_one(self) -> GrpcConnection:
         """A connection through the guard; NotReady or UsageError if there is none to be had."""
         spec, endpoint, loop = self.share.spec, self._endpoint, asyncio.get_running_loop()
-        within_s = min(asyncio_load.CONNECT_S, spec.timeout_s)
+        within_s = min(CONNECT_S, spec.timeout_s)
         sock = await loop.run_in_executor(
             None, lambda: guard.connect(endpoint.host, endpoint.port, spec.allowed, timeout_s=within_s)
         )
@@ -80,10 +83,17 @@ class GrpcWire:
         name = endpoint.host if self._tls else None
         try:
             opening = loop.create_connection(GrpcConnection, sock=sock, ssl=self._tls, server_hostname=name)
-            return (await asyncio.wait_for(opening, within_s))[1]
+            transport, connection = await asyncio.wait_for(opening, within_s)
         except OSError as error:  # TimeoutError and SSLError are
             said = tls_failure(error, endpoint) or f"{endpoint.url} does not answer ({error or 'too late'})"
             raise NotReady(clean(said)) from None
+        if self._tls is not None:
+            try:
+                grpc_channel.require_http2(transport.get_extra_info("ssl_object"), endpoint)
+            except NotReady:
+                transport.close()
+                raise
+        return connection
 
     def slot(self, number: int) -> GrpcSlot:
         """A slot on the connection whose turn it is."""
@@ -98,17 +108,28 @@ class Link:
     """A connection that slots share, opened anew when it is lost."""
 
     def __init__(self, wire: GrpcWire) -> None:
-        self._wire, self._lock = wire, asyncio.Lock()
+        self._wire = wire
+        self._opening: asyncio.Task[GrpcConnection] | None = None
         self.connection: GrpcConnection | None = None
 
     async def opened(self) -> GrpcConnection:
-        """The connection; whoever comes while it is being opened waits for it."""
-        async with self._lock:
-            if self.connection is None or not self.connection.usable:
-                self.connection = await self._wire.open_one()
+        """The connection; whoever comes while it is being opened shares that one attempt, and its failure."""
+        if self.connection is not None and self.connection.usable:
             return self.connection
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open())
+        return await asyncio.shield(self._opening)
+
+    async def _open(self) -> GrpcConnection:
+        try:
+            self.connection = await self._wire.open_one()
+            return self.connection
+        finally:
+            self._opening = None
 
     def close(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
         if self.connection is not None:
             self.connection.close()
 
@@ -126,7 +147,7 @@ class GrpcSlot(asyncio_load.Slot):
     def cut(self) -> None:
         """The deadline is over: give the call up."""
         if self._connection is not None and self._call is not None:
-            self._connection.cancel(self._call, Failed("DEADLINE_EXCEEDED", ""))
+            self._connection.cancel(self._call, Failed(*LATE))
 
     async def exchange(self, payload: int) -> tuple[Status, str]:
         """One call from its frames to its judged answer."""
@@ -134,11 +155,9 @@ class GrpcSlot(asyncio_load.Slot):
         try:
             connection = self._link.connection
             if connection is None or not connection.usable:
-                connection = await self._link.opened()
+                connection = await self._reopened()
             self._connection = connection
             self._call = call = connection.call(self._wire.block, self._wire.pool[payload])
-            if self.overdue:
-                self.cut()
             self._answer = await call.answer
         except Failed as error:
             return grpc_answers.failure(error.code, error.details, self.job.timeout_s, self._wire.redact)
@@ -153,6 +172,14 @@ class GrpcSlot(asyncio_load.Slot):
                 self._connection.cancel(self._call, Failed("CANCELLED", ""))
             raise
         return self._wire.judge.verdict(self._answer)
+
+    async def _reopened(self) -> GrpcConnection:
+        """The link's connection, once there is one; Failed if the request's deadline comes first."""
+        with contextlib.suppress(TimeoutError):
+            connection = await asyncio.wait_for(self._link.opened(), self.job.timeout_s)
+            if not self.overdue:
+                return connection
+        raise Failed(*LATE)
 
     def answer(self) -> bytes:
         return self._answer

@@ -1,12 +1,15 @@
 """What all users of one sender process share: the requests to send, the judge of answers, the tally, when to stop.
 
-Writes through its tally only. Knows no load generator; sleeping is the caller's.
+Writes through its tally only (and a bug's traceback to stderr). Knows no load generator; sleeping is the caller's.
 """
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -17,7 +20,7 @@ from brim.guard import Endpoint
 from brim.records import Access, Status, TargetLimit
 from loadtest import prepared
 from loadtest.prepared import Payload
-from loadtest.senders.answers import Judge
+from loadtest.senders.answers import Judge, clean
 from loadtest.senders.tally import Samples, Texts
 
 LOST_AFTER_NS = 1_000_000_000  # nobody could connect for so long: the server is gone
@@ -60,7 +63,8 @@ class Job:
         self.endpoint: Endpoint = guard.parse_url(payload.url)
         self.tls = ssl_context(access) if self.endpoint.scheme == "https" else None
         self.requests, self.allowed, self.rows = list(requests), dict(allowed), rows
-        self.judge = Judge(payload.outputs, redactor(access))
+        self.redact = redactor(access)
+        self.judge = Judge(payload.outputs, self.redact)
         self.timeout_s, self.timeout_ns = timeout_s, int(timeout_s * 1e9)
         self.users: list[Wires] = []
         self.texts, self.samples = Texts(), Samples(samples, len(self.requests), time.monotonic_ns())
@@ -80,7 +84,26 @@ class Job:
     def out_of_room(self, error: NoResource) -> None:
         """The disk is full: end, and say so."""
         self.no_room = True
-        self.stop("crashed", str(error))
+        self.crash(str(error))
+
+    def crash(self, reason: str) -> None:
+        """End, and say why: the worst end there is, so it stands above one that came before."""
+        if self.ended != "crashed":
+            self.ended, self.reason, self.stopping = "crashed", reason, True
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Whatever dies of an exception in here is a bug, which ends the load instead of thinning it out."""
+        try:
+            yield
+        except Exception as error:
+            self.crash(self.bug(error))
+            with contextlib.suppress(OSError):  # a full disk has no room for a log either
+                sys.stderr.write(self.redact(traceback.format_exc()))
+
+    def bug(self, error: Exception) -> str:
+        """What such an exception says, fit to be kept."""
+        return clean(self.redact(f"sender: {error!r}"))
 
     def record(self, sent_ns: int, done_ns: int, status: Status, text: str) -> None:
         """Take down one request that has ended (closed loop: it was intended when it was sent)."""
@@ -92,7 +115,7 @@ class Job:
             self.texts.add(text)
 
     def connected(self) -> None:
-        """A user got a connection: the server is there."""
+        """The server is there: a user got a connection, or an answer."""
         self._refusals = 0
 
     def refused(self, text: str) -> None:

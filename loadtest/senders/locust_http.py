@@ -25,13 +25,12 @@ from brim import guard
 from brim.errors import BrimError, NotReady, UsageError
 from brim.records import Status
 from loadtest.senders.answers import Garbage, Head, clean, read_head
+from loadtest.senders.backoff import CONNECT_S, Backoff
 from loadtest.senders.connection import Connection
 from loadtest.senders.job import Job, load_pool
 from loadtest.senders.tls_connection import TlsConnection
 
 BURST_NS = 500_000_000  # one @task call sends for so long: rare enough to cost nothing; our own stop is not bound by it
-CONNECT_S = 5.0
-BACKOFF_S = (0.01, 0.5)  # pause after a broken connection: first, and at most
 BUFFER_BYTES = 16 * 2**10
 
 
@@ -47,7 +46,7 @@ class KServeUser(User):  # type: ignore[misc]  # Locust is not annotated
         self._buffer = bytearray(BUFFER_BYTES)
         self._view = memoryview(self._buffer)
         self._payload = 0
-        self._backoff_s = 0.0
+        self._backoff = Backoff(self.job)
 
     def on_start(self) -> None:
         """Connect, and wait until every user of every sender has."""
@@ -71,14 +70,15 @@ class KServeUser(User):  # type: ignore[misc]  # Locust is not annotated
     def send(self) -> None:
         """Send requests for a short while; StopUser when the job is over."""
         until = time.monotonic_ns() + BURST_NS
-        while not self.job.stopping:
-            wait_s = self.job.turn_s()
-            if wait_s:
-                gevent.sleep(wait_s)
-                if self.job.stopping:
-                    break
-            if self._one() >= until:
-                return
+        with self.job.watched():
+            while not self.job.stopping:
+                wait_s = self.job.turn_s()
+                if wait_s:
+                    gevent.sleep(wait_s)
+                    if self.job.stopping:
+                        break
+                if self._one() >= until:
+                    return
         raise StopUser
 
     def cut(self) -> None:
@@ -95,6 +95,8 @@ class KServeUser(User):  # type: ignore[misc]  # Locust is not annotated
         self.sent_ns = sent_ns = time.monotonic_ns()
         try:
             connection = self._connection or self._connect()
+            if self.overdue:  # while it connected: nobody will cut it any more
+                raise ConnectionResetError
             connection.send(job.requests[payload])
             head, total = self._receive(connection)
             if self.overdue:  # whole at last, but the deadline has cut the connection meanwhile
@@ -109,18 +111,18 @@ class KServeUser(User):  # type: ignore[misc]  # Locust is not annotated
             self._drop()
             status, text = self._broken(error)
         except Exception as error:  # a bug in here must count against the figure, never beside it
-            self._ended(sent_ns, time.monotonic_ns(), Status.FAILED, clean(f"sender: {error!r}"), 0)
+            self._ended(sent_ns, time.monotonic_ns(), Status.FAILED, job.bug(error), 0)
             raise
         except BaseException:  # the greenlet is being killed: the request was in flight when we stopped
             self.sent_ns = 0
             job.record(sent_ns, time.monotonic_ns(), Status.CANCELLED, "")
             raise
         done_ns = time.monotonic_ns()
+        self._ended(sent_ns, done_ns, status, text, total)
         if done_ns >= job.samples.due_ns and status is Status.OK:
             self._offer_sample(done_ns, payload, total)
-        self._ended(sent_ns, done_ns, status, text, total)
-        if self._backoff_s:
-            gevent.sleep(self._backoff_s)
+        if self._backoff.pause_s:
+            gevent.sleep(self._backoff.pause_s)
         return done_ns
 
     def _ended(self, sent_ns: int, done_ns: int, status: Status, text: str, total: int) -> None:
@@ -140,12 +142,12 @@ class KServeUser(User):  # type: ignore[misc]  # Locust is not annotated
                 raise ConnectionResetError(0, "the server closed the connection")
             have += count
             if have == judge.good_total and self._buffer.startswith(judge.good_prefix):
-                self._backoff_s = 0.0
+                self._backoff.answered()
                 return None, have
             head = head or read_head(self._view[:have].tobytes())
             total = head.total if head else -1
             if have == total:
-                self._backoff_s = 0.0
+                self._backoff.answered()
                 return head, total
             if 0 <= total < have:
                 raise Garbage(f"{have - total} bytes after the answer")
@@ -177,12 +179,9 @@ class KServeUser(User):  # type: ignore[misc]  # Locust is not annotated
         """What a request without an answer counts as."""
         if self.overdue:
             return Status.TIMED_OUT, f"no answer within {self.job.timeout_s:g} s"
-        first, most = BACKOFF_S
-        self._backoff_s = min(most, 2 * self._backoff_s or first)
+        self._backoff.broke(clean(str(error)) if isinstance(error, NotReady) else "")
         if isinstance(error, Garbage):
             return Status.FAILED, clean(f"protocol: {error}")
-        if isinstance(error, NotReady):
-            self.job.refused(clean(str(error)))
         told = getattr(error, "strerror", None) or error
         return Status.FAILED, clean(f"connection: {told}")
 
@@ -195,8 +194,9 @@ class KServeUser(User):  # type: ignore[misc]  # Locust is not annotated
 
 def enforce_deadlines(job: Job) -> None:
     """Cut overdue requests until the job is over and nothing is in flight."""
-    while not job.stopping or job.in_flight:
-        gevent.sleep(job.enforce_deadline())
+    with job.watched():
+        while not job.stopping or job.in_flight:
+            gevent.sleep(job.enforce_deadline())
 
 
 # ---------------------------------------------------------------------------- as a plain locustfile

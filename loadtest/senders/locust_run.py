@@ -10,19 +10,17 @@ import gc
 import signal
 import sys
 import time
-from collections.abc import Callable
 
 # Locust first: it patches the standard library, which nothing else may have taken apart before.
 from loadtest.senders import locust_http  # isort: skip
 import gevent
 import gevent.event
-import gevent.socket
 from locust.env import Environment
 
 from brim.access import http_header_lines
 from brim.errors import NotReady
 from loadtest.driver import LoadSpec
-from loadtest.senders import shell
+from loadtest.senders import greenlets, shell
 from loadtest.senders.job import with_headers
 
 
@@ -56,18 +54,15 @@ class Sender(shell.Share):
 
     def send(self) -> None:
         """Load from the instant that the parent names on stdin."""
-        gevent.socket.wait_read(0, timeout=shell.START_WITHIN_S, timeout_exc=NotReady(shell.NEVER_STARTED))
-        self.load(shell.start_ns(sys.stdin.readline()))
+        self.load(greenlets.start_ns())
 
     def load(self, start_ns: int) -> None:
         """Send from that instant until told to stop or time is over, drain, and write the result."""
-        gevent.sleep(max(0.0, (start_ns - time.monotonic_ns()) / 1e9))
+        greenlets.sleep_until(start_ns)
         end_ns = self.begin()
-        keepers = [gevent.spawn(locust_http.enforce_deadlines, self.job), gevent.spawn(self._keep_flushing)]
+        keepers = [gevent.spawn(locust_http.enforce_deadlines, self.job), gevent.spawn(greenlets.keep_flushing, self)]
         self.environment.brim_released.set()
-        _until(lambda: self.job.stopping, end_ns)
-        self.job.stop("finished")
-        _until(lambda: not self.job.in_flight, time.monotonic_ns() + int(self.spec.drain_s * 1e9))
+        greenlets.load_and_drain(self, end_ns)
         self._stop_users()
         gevent.killall(keepers)
         self.write()
@@ -79,16 +74,6 @@ class Sender(shell.Share):
     def _stop_users(self) -> None:
         """Kill what is still in flight, which each user takes down as cancelled."""
         self.environment.runner.quit()
-
-    def _keep_flushing(self) -> None:
-        while True:
-            gevent.sleep(shell.FLUSH_S)
-            self.flush()
-
-
-def _until(over: Callable[[], bool], deadline_ns: int) -> None:
-    while not over() and (left := deadline_ns - time.monotonic_ns()) > 0:
-        gevent.sleep(min(0.01, left / 1e9))
 
 
 def main(argv: list[str]) -> int:

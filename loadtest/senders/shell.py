@@ -111,7 +111,6 @@ class Share:
             self.rows.close()
         except NoResource as error:
             job.out_of_room(error)
-            job.ended, job.reason = "crashed", str(error)
         counts, folder = self.rows.counts, Path(self.spec.folder)
         result = LoadResult(
             workers=(self.worker,),

@@ -12,12 +12,12 @@ import tritonclient.grpc
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from brim.access import redactor
 from brim.errors import NotReady
 from brim.records import Status
 from loadtest import grpc_channel
 from loadtest.senders import asyncio_load, grpc_answers, shell
 from loadtest.senders.answers import clean
+from loadtest.senders.backoff import CONNECT_S
 from loadtest.senders.tritonclient_pool import ClientPool
 
 
@@ -25,14 +25,14 @@ class TritonclientWire:
     """The clients of one process, over which its slots are spread."""
 
     def __init__(self, share: shell.Share) -> None:
-        self.share, self.redact = share, redactor(share.spec.access)
+        self.share, self.redact = share, share.job.redact
         self.pool = ClientPool(tritonclient.grpc, share.spec, share.payload)
         self._clients: list[Any] = []
 
     async def connect(self) -> None:
         """Every client's connection, proved by a question over it."""
         spec = self.share.spec
-        way = grpc_channel.route(spec.url, spec.allowed, spec.access, timeout_s=asyncio_load.CONNECT_S)
+        way = grpc_channel.route(spec.url, spec.allowed, spec.access, timeout_s=CONNECT_S)
         headers = dict(way.metadata)
         self.pool.infer |= {
             "headers": headers or None,

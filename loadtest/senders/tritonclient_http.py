@@ -10,26 +10,23 @@ import signal
 import ssl
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import gevent
-import gevent.socket
 import gevent.ssl
 import tritonclient.http
+from geventhttpclient.response import HTTPParseError
 from tritonclient.utils import InferenceServerException
 
 from brim import guard
-from brim.access import open_tls, read_headers, redactor
+from brim.access import open_tls, read_headers
 from brim.errors import NotReady
 from brim.records import Access, Status
 from loadtest.driver import LoadSpec
-from loadtest.senders import shell
+from loadtest.senders import greenlets, shell
 from loadtest.senders.answers import clean
+from loadtest.senders.backoff import CONNECT_S, Backoff
 from loadtest.senders.tritonclient_pool import ClientPool
-
-CONNECT_S = 5.0
-BACKOFF_S = (0.01, 0.5)  # pause after a broken connection: first, and at most
 
 
 class Clients:
@@ -37,7 +34,7 @@ class Clients:
 
     def __init__(self, share: shell.Share) -> None:
         spec = share.spec
-        self.share, self.redact = share, redactor(spec.access)
+        self.share, self.redact = share, share.job.redact
         self.pool = ClientPool(tritonclient.http, spec, share.payload)
         endpoint = guard.parse_url(spec.url)
         sock = guard.connect(endpoint.host, endpoint.port, spec.allowed, timeout_s=CONNECT_S)
@@ -82,7 +79,7 @@ class Slot:
         self.sent_ns, self.overdue = 0, False
         self._client: Any = None
         self._payload = len(self._job.users) % len(self._job.requests)  # slots begin at different payloads
-        self._backoff_s = 0.0
+        self._backoff = Backoff(self._job)
         self._job.users.append(self)
 
     def cut(self) -> None:
@@ -100,10 +97,11 @@ class Slot:
     def load(self) -> None:
         """Send until the job is over."""
         job = self._job
-        while not job.stopping:
-            gevent.sleep(job.turn_s() + self._backoff_s)
-            if not job.stopping:
-                self._one()
+        with job.watched():
+            while not job.stopping:
+                gevent.sleep(job.turn_s() + self._backoff.pause_s)
+                if not job.stopping:
+                    self._one()
 
     def _one(self) -> None:
         """One request from its making to its row."""
@@ -119,10 +117,8 @@ class Slot:
                 done_ns = max(done_ns, sent_ns + job.timeout_ns)
             self.sent_ns = 0
             job.record(sent_ns, done_ns, status, text)
-        if status is Status.OK:
-            self._backoff_s = 0.0
-            if done_ns >= job.samples.due_ns:
-                job.samples.offer(done_ns, payload, None, self._pool.message(result))
+        if status is Status.OK and done_ns >= job.samples.due_ns:
+            job.samples.offer(done_ns, payload, None, self._pool.message(result))
 
     def _exchange(self, payload: int) -> tuple[Status, str, Any]:
         """Inputs made, sent under the total deadline, and the answer's arrays taken out."""
@@ -131,15 +127,20 @@ class Slot:
             with gevent.Timeout(timeout_s, TimeoutError("no answer in time")):
                 self._client = self._client or self._clients.client()
                 result = self._client.infer(**self._pool.request(payload), headers=dict(self._clients.headers))
+                self._backoff.answered()
                 return *self._pool.verdict(result), result
         except InferenceServerException as error:
+            self._backoff.answered()
             return *self._told(error), None
         except TimeoutError:  # its connection may still bring the answer: it cannot be used again
             self._client = None
             return Status.TIMED_OUT, f"no answer within {timeout_s:g} s", None
-        except Exception as error:  # a broken connection, or a bug, which must count against the figure
+        except (OSError, HTTPParseError) as error:
             self._client = None
             return Status.FAILED, self._broken(error), None
+        except Exception as error:  # the client's own, over an answer unlike any that it knows
+            self._client = None
+            return Status.FAILED, self._job.bug(error), None
 
     def _told(self, error: InferenceServerException) -> tuple[Status, str]:
         status = error.status() or ""
@@ -150,11 +151,8 @@ class Slot:
         )
 
     def _broken(self, error: Exception) -> str:
-        first, most = BACKOFF_S
-        self._backoff_s = min(most, 2 * self._backoff_s or first)
         text = clean(self._clients.redact(f"connection: {getattr(error, 'strerror', None) or repr(error)}"))
-        if isinstance(error, ConnectionRefusedError):
-            self._job.refused(text)
+        self._backoff.broke(text if isinstance(error, ConnectionRefusedError) else "")
         return text
 
 
@@ -179,28 +177,14 @@ class GreenletSender:
 
     def send(self) -> None:
         """Load from the common instant until told to stop or time is over, drain, and write the result."""
-        share, job = self._share, self._share.job
-        gevent.socket.wait_read(0, timeout=shell.START_WITHIN_S, timeout_exc=NotReady(shell.NEVER_STARTED))
-        gevent.sleep(max(0.0, (shell.start_ns(sys.stdin.readline()) - time.monotonic_ns()) / 1e9))
+        share = self._share
+        greenlets.sleep_until(greenlets.start_ns())
         end_ns = share.begin()
-        keeper = gevent.spawn(_forever, shell.FLUSH_S, share.flush)
+        keeper = gevent.spawn(greenlets.keep_flushing, share)
         loading = [gevent.spawn(slot.load) for slot in self._slots]
-        _until(lambda: job.stopping, end_ns)
-        job.stop("finished")
-        _until(lambda: not job.in_flight, time.monotonic_ns() + int(share.spec.drain_s * 1e9))
+        greenlets.load_and_drain(share, end_ns)
         gevent.killall([*loading, keeper])  # what is still in flight, each slot takes down as cancelled
         share.write()
-
-
-def _until(over: Callable[[], bool], deadline_ns: int) -> None:
-    while not over() and (left := deadline_ns - time.monotonic_ns()) > 0:
-        gevent.sleep(min(0.01, left / 1e9))
-
-
-def _forever(every_s: float, act: Callable[[], None]) -> None:
-    while True:
-        gevent.sleep(every_s)
-        act()
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ class ClientPool:
         for name in self._outputs:
             try:
                 array = result.as_numpy(name)
-            except (ValueError, TypeError) as error:  # bytes that do not make up the shape
+            except (ValueError, TypeError, LookupError) as error:  # bytes that do not make up the shape, or none
                 return Status.FAILED, clean(f"protocol: output {name}: {error}")
             if array is None:
                 return Status.FAILED, clean(f"protocol: output {name} is missing")

@@ -31,8 +31,8 @@ def test_a_served_batch_of_the_small_network_is_itemised_to_its_whole_period(tmp
 
 
 def test_a_long_run_weighs_every_part_and_every_row() -> None:
-    found = long.measure(0.1)
+    found = long.measure(3 / 60)
     assert [memory.part for memory in found.memory] == ["sender", "parent", "server"]
     assert min(memory.settled_mb for memory in found.memory) > found.buffer_mb
     assert found.rows_mb == pytest.approx(found.requests * 32 / 1e6)
-    assert found.requests_per_s == pytest.approx(found.requests / 6, rel=0.2)
+    assert found.requests_per_s == pytest.approx(found.requests / 3, rel=0.2)

@@ -176,6 +176,8 @@ def test_rows_of_two_hosts_with_two_clocks_are_merged_into_one_account(
         assert served["first_ns"] - 10**9 < ours["sent_ns"].min() <= ours["done_ns"].max() < served["last_ns"] + 10**9
         assert result.start_ns - slack_ns <= ours["sent_ns"].min()
     assert "whoever reaches that port can join" in said
+    assert len(re.findall(r": its clock moved [+-]\d+\.\d{3} ms", said)) == 2
+    assert [list((tmp_path / lab).iterdir()) for lab in WORKERS] == [[], []]  # nothing stays on the load hosts
     assert len(re.findall(r": clock [+-]\d+\.\d{3} ms \(±\d+\.\d{3} ms\)", said)) == 2
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import grpc
 import numpy as np
 import psutil
 import pytest
@@ -30,12 +29,15 @@ from loadtest.perf_analyzer_driver import PerfAnalyzerDriver, csv_file
 from loadtest.perf_analyzer_output import csv_rate
 from loadtest.sender_driver import SenderDriver
 from serve import embedded, executions, known, variants
+from tests.canary import CANARY, assert_nowhere, kept, seen_by_others, token
+from tests.fake_grpc import GOOD, FakeGrpc
 from tests.tls import Authority, Certificate, TlsProxy
 
 pytestmark = pytest.mark.contract
 
 SHM = Path("/dev/shm")
-SENDERS: tuple[Sender, ...] = ("grpc_aio", "tritonclient_grpc", "tritonclient_http")
+GRPC_SENDERS: tuple[Sender, ...] = ("grpc_aio", "tritonclient_grpc")
+SENDERS: tuple[Sender, ...] = (*GRPC_SENDERS, "tritonclient_http")
 
 
 def variant(model: KnownServer, **config: Any) -> Variant:
@@ -77,9 +79,10 @@ def serve(out: Path, *models: Variant) -> Server:
 
 def end(server: Server, how: signal.Signals) -> None:
     assert server.pid is not None
-    process = psutil.Process(server.pid)
-    process.send_signal(how)
-    process.wait(20)
+    with contextlib.suppress(psutil.NoSuchProcess):  # ended before
+        process = psutil.Process(server.pid)
+        process.send_signal(how)
+        process.wait(20)
 
 
 def url_of(server: Server, sender: Sender) -> str:
@@ -95,7 +98,8 @@ def spec_of(url: str, of: Variant, run: Path, sender: Sender = "grpc_aio", **cha
     point: dict[str, Any] = {"concurrency": 8, "protocol": protocol, "sender": sender, **changed.pop("point", {})}
     told = target.describe(url, of.name, allowed={}, shapes={}, access=access)
     folder = payload.prepare(
-        told, run / "payload", items_per_request=point.get("items_per_request", 1), input_data=None, seed=1,
+        told, run / "payload", items_per_request=point.get("items_per_request", 1), seed=1,
+        input_data=changed.pop("input_data", None),
         protocol=protocol, compression=point.get("compression", "none"),
     )  # fmt: skip
     usual: dict[str, Any] = {
@@ -108,6 +112,12 @@ def spec_of(url: str, of: Variant, run: Path, sender: Sender = "grpc_aio", **cha
 
 def loaded(spec: LoadSpec) -> LoadResult:
     return SenderDriver().start(spec, Path(spec.folder)).finish()
+
+
+def at_once(specs: Mapping[Sender, LoadSpec]) -> dict[Sender, LoadResult]:
+    """Each sender's load, side by side: starting the processes is most of the time that they take."""
+    with futures.ThreadPoolExecutor() as pool:
+        return dict(zip(specs, pool.map(loaded, specs.values()), strict=True))
 
 
 def statuses(run: Path) -> Counter[int]:
@@ -170,25 +180,31 @@ def test_http_where_grpc_is_spoken_is_not_ready_within_seconds(server: Server) -
 # ---------------------------------------------------------------------------- what the senders count
 
 
-@pytest.mark.parametrize("sender", SENDERS)
-def test_items_counted_by_a_sender_are_those_counted_by_triton(server: Server, tmp_path: Path, sender: Sender) -> None:
+def test_items_counted_by_the_senders_are_those_counted_by_triton(server: Server, tmp_path: Path) -> None:
     ask = KServe(server.http)
     before = ask.statistics(NULL.name)["inference_count"]
-    point = {"items_per_request": 2, "senders": 2 if sender == "grpc_aio" else 1, "concurrency": 7}
-    spec = spec_of(url_of(server, sender), NULL, tmp_path, sender, point=point, samples=8, channels=2)
-    result = loaded(spec)
-    assert (result.ended, result.errors, result.sent, result.reason) == ("finished", {}, result.ok, "")
-    assert result.items_ok == ask.statistics(NULL.name)["inference_count"] - before == 2 * result.ok > 0
-    assert_adds_up(result, tmp_path)
-    found = target.describe(spec.url, NULL.name, allowed={}, shapes={})
-    kept = sampling.read_outputs(found, result.samples, tmp_path / "raw")
-    assert kept
-    for number, outputs in kept:
-        assert np.array_equal(outputs["OUTPUT"], payload.read_inputs(tmp_path / "payload", number)["INPUT"])
+    specs = {}
+    for sender in SENDERS:
+        point = {"items_per_request": 2, "senders": 2 if sender == "grpc_aio" else 1, "concurrency": 7}
+        run = tmp_path / sender
+        specs[sender] = spec_of(url_of(server, sender), NULL, run, sender, point=point, samples=8, channels=2)
+    results = at_once(specs)
+    assert sum(r.items_ok for r in results.values()) == ask.statistics(NULL.name)["inference_count"] - before
+    for sender, result in results.items():
+        assert (result.ended, result.errors, result.sent, result.reason) == ("finished", {}, result.ok, "")
+        assert result.items_ok == 2 * result.ok > 0
+        assert_adds_up(result, tmp_path / sender)
+        found = target.describe(specs[sender].url, NULL.name, allowed={}, shapes={})
+        sampled = sampling.read_outputs(found, result.samples, tmp_path / sender / "raw")
+        assert sampled
+        for number, outputs in sampled:
+            sent = payload.read_inputs(tmp_path / sender / "payload", number)["INPUT"]
+            assert np.array_equal(outputs["OUTPUT"], sent)
 
 
 def test_large_requests_arrive_whole_through_the_other_sides_windows(server: Server, tmp_path: Path) -> None:
-    spec = spec_of(str(server.grpc), IMAGE, tmp_path, point={"concurrency": 4, "items_per_request": 4}, samples=4)
+    spec = spec_of(str(server.grpc), IMAGE, tmp_path, point={"concurrency": 4, "items_per_request": 4}, samples=4,
+                   seconds=0.4)  # fmt: skip
     result = loaded(spec)  # 2.4 MB a request, of which a connection takes 64 KiB at first
     assert (result.errors, result.ok > 0, result.sent) == ({}, True, result.ok)
     found = target.describe(spec.url, IMAGE.name, allowed={}, shapes={})
@@ -198,40 +214,43 @@ def test_large_requests_arrive_whole_through_the_other_sides_windows(server: Ser
 
 
 def test_rows_lie_within_the_executions_that_the_server_logged(server: Server, out: Path, tmp_path: Path) -> None:
-    result = loaded(spec_of(str(server.grpc), SLEEP, tmp_path, point={"concurrency": 16}, seconds=2.0))
+    result = loaded(spec_of(str(server.grpc), SLEEP, tmp_path, point={"concurrency": 16}, seconds=1.2))
     log = [e for e in executions.read_executions(layout.server_folder(out, server.id), SLEEP.name)
            if e[0] > result.start_ns]  # fmt: skip
     assert sum(items for _, _, items in log) == result.ok == result.sent
     found = rows.read_rows(tmp_path)
     ends = np.array([e[1] for e in log])
     after = found["done_ns"] - ends[np.searchsorted(ends, found["done_ns"]) - 1]
-    assert 0 < np.median(after) < 5e6  # an answer is seen a millisecond or two after its batch has ended
-    # 16 in flight keep full batches of 8: the rate is 8 per period of the log
-    period_s = statistics.mean(b[0] - a[0] for a, b in zip(log[2:], log[3:], strict=False)) / 1e9
-    done_s = np.sort(found["done_ns"]) / 1e9
-    assert (len(done_s) - 16) / (done_s[-1] - done_s[15]) == pytest.approx(8 / period_s, rel=0.08)
+    # An answer is seen a millisecond or two after its batch has ended; a clock of another kind would be seconds away.
+    assert 0 < np.median(after) < 10e6
+    # 16 in flight keep full batches of 8: the rows and the log have the same rate over the same stretch of it
+    first, last = ends[2], ends[-3]
+    done = int(((found["done_ns"] > first) & (found["done_ns"] <= last)).sum())
+    served = sum(items for _, end_ns, items in log if first < end_ns <= last)
+    assert served > 50
+    assert abs(done - served) <= 16  # those whose batch ended at either edge
 
 
-@pytest.mark.parametrize("sender", SENDERS)
-def test_a_full_queue_is_a_rejection_and_not_an_error(server: Server, tmp_path: Path, sender: Sender) -> None:
-    result = loaded(spec_of(url_of(server, sender), NARROW, tmp_path, sender, point={"concurrency": 12}))
-    assert result.rejected > 0
-    assert result.ok + result.rejected + result.cancelled == result.sent
-    assert [text for text in result.errors if "Exceeds maximum queue size" not in text] == []
-    assert_adds_up(result, tmp_path)
+def test_a_full_queue_is_a_rejection_and_not_an_error(server: Server, tmp_path: Path) -> None:
+    point = {"concurrency": 6}
+    specs = {s: spec_of(url_of(server, s), NARROW, tmp_path / s, s, point=point, seconds=0.5) for s in SENDERS}
+    for sender, result in at_once(specs).items():
+        assert result.rejected > 0
+        assert result.ok + result.rejected + result.cancelled == result.sent
+        assert [text for text in result.errors if "Exceeds maximum queue size" not in text] == []
+        assert_adds_up(result, tmp_path / sender)
 
 
-@pytest.mark.parametrize("sender", SENDERS)
-def test_a_request_that_takes_too_long_is_censored_at_its_deadline(
-    server: Server, tmp_path: Path, sender: Sender
-) -> None:
-    spec = spec_of(url_of(server, sender), SLOW, tmp_path, sender, point={"concurrency": 2}, timeout_s=0.3)
-    result = loaded(spec)
-    assert counts(result) == {int(Status.TIMED_OUT): result.sent}
-    assert result.errors == {"no answer within 0.3 s": result.sent}
-    found = rows.read_rows(tmp_path)
-    taken_s = (found["done_ns"] - found["sent_ns"]) / 1e9
-    assert taken_s.min() >= 0.3 and taken_s.max() < 0.6
+def test_a_request_that_takes_too_long_is_censored_at_its_deadline(server: Server, tmp_path: Path) -> None:
+    point = {"concurrency": 2}
+    specs = {s: spec_of(url_of(server, s), SLOW, tmp_path / s, s, point=point, timeout_s=0.3) for s in SENDERS}
+    for sender, result in at_once(specs).items():
+        assert counts(result) == {int(Status.TIMED_OUT): result.sent}
+        assert result.errors == {"no answer within 0.3 s": result.sent}
+        found = rows.read_rows(tmp_path / sender)
+        taken_s = (found["done_ns"] - found["sent_ns"]) / 1e9
+        assert taken_s.min() >= 0.3
+        assert np.median(taken_s) < 0.5 and taken_s.max() < 2.0
 
 
 def test_what_is_in_flight_when_the_drain_is_over_is_cancelled(server: Server, tmp_path: Path) -> None:
@@ -250,24 +269,24 @@ def test_stopped_senders_drain_and_say_so(server: Server, tmp_path: Path) -> Non
     assert_adds_up(result, tmp_path)
 
 
-@pytest.mark.parametrize("sender", SENDERS)
-def test_a_server_that_is_killed_in_the_middle_is_lost_and_its_rows_are_kept(
-    out: Path, tmp_path: Path, sender: Sender
-) -> None:
+def test_a_server_that_is_killed_in_the_middle_is_lost_and_its_rows_are_kept(out: Path, tmp_path: Path) -> None:
     server = serve(out, NULL)
     try:
-        load = SenderDriver().start(
-            spec_of(url_of(server, sender), NULL, tmp_path, sender, seconds=30.0), tmp_path / "raw"
-        )
-        until(lambda: (tmp_path / "requests" / "0.bin").stat().st_size > 1000)
+        specs = {s: spec_of(url_of(server, s), NULL, tmp_path / s, s, seconds=30.0) for s in SENDERS}
+        with futures.ThreadPoolExecutor() as pool:
+            loads = pool.submit(at_once, specs)
+            files = [tmp_path / s / "requests" / "0.bin" for s in SENDERS]
+            until(lambda: loads.done() or all(f.exists() and f.stat().st_size > 1000 for f in files))
+            end(server, signal.SIGKILL)
+            killed = time.monotonic()
+            results = loads.result()
+            assert time.monotonic() - killed < 20
     finally:
         end(server, signal.SIGKILL)
-    killed = time.monotonic()
-    result = load.finish()
-    assert time.monotonic() - killed < 8
-    assert (result.ended, result.ok > 0) == ("server_lost", True)
-    assert "refused" in result.reason.lower()
-    assert_adds_up(result, tmp_path)
+    for sender, result in results.items():
+        assert (result.ended, result.ok > 0) == ("server_lost", True)
+        assert "refused" in result.reason.lower()
+        assert_adds_up(result, tmp_path / sender)
 
 
 def until(true: Callable[[], bool], within_s: float = 20.0) -> None:
@@ -279,7 +298,6 @@ def until(true: Callable[[], bool], within_s: float = 20.0) -> None:
 
 # ---------------------------------------------------------------------------- answers that are not good; secrets; TLS
 
-GOOD = grpc_requests.answer([("OUTPUT", "FP32", (1, 16), bytes(64))])
 ANSWERS = {
     "wrong shape": grpc_requests.answer([("OUTPUT", "FP32", (16, 1), bytes(64))]),
     "wrong dtype": grpc_requests.answer([("OUTPUT", "INT32", (1, 16), bytes(64))]),
@@ -287,33 +305,6 @@ ANSWERS = {
     "garbage": b"\xff" * len(GOOD),
     "empty": b"",
 }
-
-
-class FakeGrpc:
-    """Takes any request and gives the answers in turn; remembers what it was sent along."""
-
-    def __init__(self, answers: list[bytes]) -> None:
-        self.answers, self.asked, self.metadata = answers, 0, []  # type: ignore[var-annotated]
-        self._server = grpc.server(futures.ThreadPoolExecutor(4))
-        self._server.add_generic_rpc_handlers((self,))
-        self.url = f"grpc://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
-
-    def service(self, call: Any) -> Any:
-        infer = call.method.endswith("/ModelInfer")
-        if infer:
-            self.metadata.append(dict(call.invocation_metadata))
-        return grpc.unary_unary_rpc_method_handler(self._next if infer else lambda request, context: b"\x08\x01")
-
-    def _next(self, request: bytes, context: Any) -> bytes:
-        self.asked += 1
-        return self.answers[self.asked % len(self.answers)]
-
-    def __enter__(self) -> Self:
-        self._server.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.stop(0).wait(5)
 
 
 def test_answers_unlike_the_promise_are_failures_by_their_kind(server: Server, tmp_path: Path) -> None:
@@ -328,25 +319,25 @@ def test_answers_unlike_the_promise_are_failures_by_their_kind(server: Server, t
     assert_adds_up(result, tmp_path)
 
 
-@pytest.mark.parametrize("sender", ["grpc_aio", "tritonclient_grpc"])
-def test_a_header_travels_as_metadata_and_into_no_file(server: Server, tmp_path: Path, sender: Sender) -> None:
-    secret = tmp_path / "secret"
-    secret.write_text("Bearer canary-0815\n")
-    access = Access(headers={"Authorization": str(secret)})
-    spec = spec_of(str(server.grpc), NULL, tmp_path / "run", sender, point={"concurrency": 1}, seconds=0.3)
-    with FakeGrpc([GOOD]) as fake:
-        result = loaded(replace(spec, url=fake.url, access=access))
+@pytest.mark.parametrize("sender", GRPC_SENDERS)
+def test_a_header_travels_as_metadata_and_into_nothing_that_is_kept(
+    server: Server, tmp_path: Path, sender: Sender, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The server repeats it, in its errors and as the name of an output."""
+    access = Access(headers={"Authorization": str(token(tmp_path))})
+    spec = spec_of(str(server.grpc), NULL, tmp_path / "run", sender, point={"concurrency": 2}, seconds=0.3)
+    with FakeGrpc([GOOD], echo=True) as fake:
+        load = SenderDriver().start(replace(spec, url=fake.url, access=access), tmp_path / "run" / "raw")
+        seen = seen_by_others(load.pids)
+        result = load.finish()
+        with pytest.raises(NotReady, match=r"who is \[redacted\]") as refused:
+            control(fake.url, {}, access).model_metadata("any")
+    assert {m["authorization"] for m in fake.metadata} == {f"Bearer {CANARY}"}
+    third = pytest.approx(result.sent / 3, abs=2)
+    named = {"protocol: output [redacted] was not asked for": third}  # tritonclient looks only for what was asked for
+    assert result.errors == {"UNKNOWN: who is [redacted]?": third, **(named if sender == "grpc_aio" else {})}
     assert result.ok > 0
-    assert {m["authorization"] for m in fake.metadata} == {"Bearer canary-0815"}
-    told = [file for file in (tmp_path / "run").rglob("*") if file.is_file() and b"canary" in file.read_bytes()]
-    assert told == []
-
-
-def test_gzip_is_what_the_server_is_sent(server: Server, tmp_path: Path) -> None:
-    spec = spec_of(str(server.grpc), NULL, tmp_path, point={"compression": "gzip"}, seconds=0.5)
-    result = loaded(spec)
-    assert (result.errors, result.sent) == ({}, result.ok)
-    assert result.ok > 0
+    assert_nowhere([*kept(tmp_path), *seen, "".join(capfd.readouterr()).encode(), str(refused.value).encode()])
 
 
 @pytest.fixture(scope="module")
@@ -354,17 +345,54 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("tls"))
 
 
-@pytest.mark.parametrize("sender", ["grpc_aio", "tritonclient_grpc"])
 def test_inside_tls_a_name_is_held_against_the_certificate(
-    server: Server, tmp_path: Path, authority: Authority, sender: Sender
+    server: Server, tmp_path: Path, authority: Authority
 ) -> None:
     access = Access(tls_ca=str(authority.own.cert))
     with tls_proxy(server, authority.server()) as proxy:
         url = f"grpcs://localhost:{proxy.port}"
-        result = loaded(spec_of(url, NULL, tmp_path, sender, access=access, seconds=0.5))
-        assert (result.errors, result.ok > 0, result.sent) == ({}, True, result.ok)
+        specs = {s: spec_of(url, NULL, tmp_path / s, s, access=access, seconds=0.3) for s in GRPC_SENDERS}
+        for result in at_once(specs).values():
+            assert (result.errors, result.ok > 0, result.sent) == ({}, True, result.ok)
         with pytest.raises(NotReady, match="authority of the server's certificate is unknown"):
             target.describe(url, NULL.name, allowed={}, shapes={})
+
+
+def test_a_server_without_http2_inside_tls_is_told_from_one_with_it(
+    server: Server, tmp_path: Path, authority: Authority
+) -> None:
+    access = Access(tls_ca=str(authority.own.cert))
+    spec = spec_of(str(server.grpc), NULL, tmp_path)
+    with TlsProxy(int(server.http.rpartition(":")[2]), authority.server()) as proxy:
+        url = f"grpcs://localhost:{proxy.port}"
+        with pytest.raises(NotReady, match="offers no HTTP/2 inside TLS"):
+            control(url, {}, access).metadata()
+        with pytest.raises(NotReady, match="offers no HTTP/2 inside TLS"):
+            loaded(replace(spec, url=url, access=access))
+
+
+def test_gzip_is_what_the_server_is_sent(server: Server, tmp_path: Path, authority: Authority) -> None:
+    """The images are zeros, 602 kB each; what goes to the server is counted where TLS ends."""
+    blank = tmp_path / "blank"
+    blank.mkdir()
+    np.save(blank / "INPUT.npy", np.zeros((1, 3, 224, 224), np.float32))
+    access = Access(tls_ca=str(authority.own.cert))
+    point = {"compression": "gzip", "concurrency": 2}
+    with contextlib.ExitStack() as stack:
+        specs, proxies = {}, {}
+        for sender in SENDERS:
+            backend = int(url_of(server, sender).rpartition(":")[2])
+            proxies[sender] = proxy = TlsProxy(backend, authority.server())
+            if sender in GRPC_SENDERS:
+                proxy.context.set_alpn_protocols(["h2"])
+            stack.enter_context(proxy)
+            url = f"{'https' if sender == 'tritonclient_http' else 'grpcs'}://localhost:{proxy.port}"
+            specs[sender] = spec_of(
+                url, IMAGE, tmp_path / sender, sender, point=point, access=access, input_data=str(blank), seconds=0.4
+            )
+        for sender, result in at_once(specs).items():
+            assert (result.errors, result.sent, result.ok > 0) == ({}, result.ok, True)
+            assert proxies[sender].forwarded / result.sent < 60_000
 
 
 def tls_proxy(server: Server, certificate: Certificate) -> TlsProxy:
@@ -380,13 +408,14 @@ def test_perf_analyzers_rows_over_grpc_agree_with_its_csv_and_with_triton(
     server: Server, out: Path, tmp_path: Path
 ) -> None:
     before = KServe(server.http).statistics(SLEEP.name)["inference_count"]
-    spec = spec_of(str(server.grpc), SLEEP, tmp_path, "perf_analyzer", point={"concurrency": 16}, seconds=4.0)
+    spec = spec_of(str(server.grpc), SLEEP, tmp_path, "perf_analyzer", point={"concurrency": 16}, seconds=2.0)
     result = PerfAnalyzerDriver().start(spec, tmp_path / "raw").finish()
     assert (result.ended, result.reason, result.errors) == ("finished", "", {})
     assert result.sent == result.ok == KServe(server.http).statistics(SLEEP.name)["inference_count"] - before
     done_s = np.sort(rows.read_rows(tmp_path)["done_ns"]) / 1e9
     rate = (len(done_s) - 16) / (done_s[-1] - done_s[15])
-    assert csv_rate(csv_file(tmp_path / "raw").read_text(), 16) == pytest.approx(rate, rel=0.05)
+    told = csv_rate(csv_file(tmp_path / "raw").read_text(), 16)
+    assert told == pytest.approx(rate, rel=0.15)  # of its own windows, not of our stretch of the load
 
 
 def test_perf_analyzer_goes_through_tls_and_refuses_where_the_certificate_lacks_the_address(

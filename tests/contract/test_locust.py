@@ -31,6 +31,7 @@ pytestmark = pytest.mark.contract
 
 FAULTS: dict[str, Status] = {
     "": Status.OK,
+    "last": Status.OK,
     "queue_full": Status.REJECTED,
     "reset": Status.FAILED,
     "close": Status.FAILED,
@@ -183,6 +184,14 @@ def test_every_fault_of_a_server_becomes_its_status_and_nothing_is_retried(tmp_p
     waited_s = (late["done_ns"] - late["sent_ns"]) / 1e9
     assert waited_s.min() >= 0.3
     assert waited_s.max() < 1.5  # a slow answer would take 6 s to the end
+
+
+def test_a_server_that_ends_each_connection_after_its_answer_costs_no_request(tmp_path: Path) -> None:
+    with FakeServer(fault=lambda ordinal: "last", service_s=0.002) as server:
+        result = start(spec_of(server, tmp_path, seconds=0.5)).finish()
+    assert (result.ended, result.errors) == ("finished", {})
+    assert result.sent == result.ok == len(server.log) > 20
+    assert server.connections >= result.sent
 
 
 def test_a_stop_sends_no_more_and_lets_what_is_in_flight_end(tmp_path: Path) -> None:

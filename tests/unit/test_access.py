@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brim import access
-from brim.access import REDACTED, parse_header, parse_headers, read_headers, read_pem, redactor, ssl_context
+from brim.access import REDACTED, metadata, parse_header, parse_headers, read_headers, read_pem, redactor, ssl_context
 from brim.errors import UsageError
 from brim.records import Access
 from tests.tls import OPENSSL, Authority
@@ -107,6 +107,14 @@ def test_a_value_is_what_the_file_holds_without_the_white_space_around_it(tmp_pa
     assert access.http_header_lines(Access()) == b""
 
 
+def test_over_grpc_names_are_in_small_letters_and_none_may_stand_for_bytes(tmp_path: Path) -> None:
+    assert metadata(header(tmp_path, b"v")) == (("x-key", "v"),)
+    for name in ("x-key-bin", "X-Key-Bin"):
+        with pytest.raises(UsageError, match=f"--header {name}: over gRPC a name in -bin carries bytes"):
+            metadata(header(tmp_path, b"v", name))
+        assert read_headers(header(tmp_path, b"v", name)) == ((name, "v"),)  # over HTTP it is like any other
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
@@ -152,7 +160,10 @@ def test_no_way_to_write_a_value_survives_redaction(tmp_path_factory: pytest.Tem
     if len(value) < access.SECRET_MIN:
         return
     redact = redactor(header(tmp_path_factory.mktemp("value"), value.encode()))
-    for written in (value, json.dumps(value)[1:-1], quote(value), quote(value, safe=""), html.escape(value)):
+    shown = [
+        repr(f"\0{value}\0{more}").split(r"\x00")[1] for more in ("", "'", "'\"")
+    ]  # quotes are escaped if both occur
+    for written in (value, json.dumps(value)[1:-1], quote(value), quote(value, safe=""), html.escape(value), *shown):
         assert redact(f"\0{written}\0") == f"\0{REDACTED}\0"
 
 

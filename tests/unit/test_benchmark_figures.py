@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from benchmarks.long import memory_of
 from benchmarks.search import Found, Sleeper, full_period_ms
 from benchmarks.serving_cost import cost_of
+from brim import layout
 from brim.errors import Lost
 from serve.executions import Execution, Itemised
 
@@ -101,3 +108,40 @@ def test_growth_is_that_of_a_line_through_what_comes_after_the_first_minute() ->
     assert memory.most_mb == pytest.approx(64.5)
     assert memory.slope_mb_per_minute == pytest.approx(0.5)
     assert memory.grown_mb == pytest.approx(4.5)
+
+
+#: A benchmark that dies beside the perf_analyzer that it has started.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from benchmarks import traffic
+from brim import layout
+from brim.records import LoadPoint, Target
+
+folder = Path(sys.argv[1])
+layout.perf_analyzer = lambda: folder / "perf_analyzer"
+sent = traffic.Traffic(
+    target=Target(url="http://127.0.0.1:1", model="m", version="", inputs=(), outputs=(), max_batch=8, instances=1,
+                  server_name="", server_version=""),
+    payload=folder, point=LoadPoint(concurrency=1), folder=folder)
+with traffic._perf_analyzer(sent, [], folder / "log") as pid:
+    print(pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_perf_analyzer_does_not_outlive_a_benchmark_that_is_killed(tmp_path: Path) -> None:
+    program = tmp_path / "perf_analyzer"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    (tmp_path / "perf_analyzer-input.json").touch()  # it is written already
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=layout.CHECKOUT,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL
+    stat, deadline = Path(f"/proc/{int(done.stdout)}/stat"), time.monotonic() + 5
+    with contextlib.suppress(FileNotFoundError):  # it was reaped
+        while stat.read_text().rpartition(")")[2].split()[0] != "Z":
+            assert time.monotonic() < deadline, f"{done.stdout} still runs"
+            time.sleep(0.01)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from brim.errors import InvalidRecord, UsageError
-from brim.records import Access, LoadPoint, TargetLimit
-from loadtest.cluster_driver import refuse
+from brim.records import ROW, ROW_HEADER, Access, LoadPoint, TargetLimit
+from loadtest.cluster_driver import numeric, refuse
 from loadtest.cluster_wire import (
     CHUNK_BYTES,
     LOOK_S,
@@ -27,6 +27,7 @@ from loadtest.cluster_wire import (
     take,
     unlike,
     whole,
+    whole_rows,
 )  # fmt: skip
 from loadtest.driver import LoadSpec
 from loadtest.senders.job import share
@@ -70,10 +71,21 @@ def test_what_is_no_address_is_refused_by_the_options_name(text: str) -> None:
         parse_place(text, "--worker")
 
 
-@pytest.mark.parametrize("text", ["0.0.0.0", "0.0.0.0:5557", "*:5557", "[::]:5557", "::"])
+@pytest.mark.parametrize("text", ["0.0.0.0", "0.0.0.0:5557", "*:5557", "[::]:5557", "::", "[::ffff:0.0.0.0]:5557"])
 def test_every_network_at_once_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="every network"):
         parse_place(text, "--master")
+
+
+@pytest.mark.parametrize("host", ["0", "00", "0x0", "0.0", "000.0.0.0", "0.0.0.0", "::", "::ffff:0.0.0.0", "0::0"])
+def test_every_network_at_once_is_refused_in_whatever_spelling_the_resolver_takes(host: str) -> None:
+    with pytest.raises(UsageError, match="every network"):
+        numeric(Place(host=host))
+
+
+@pytest.mark.parametrize(("host", "address"), [("127.1", "127.0.0.1"), ("0x7f000001", "127.0.0.1"), ("::1", "::1")])
+def test_an_address_in_another_spelling_is_the_address(host: str, address: str) -> None:
+    assert numeric(Place(host=host)) == address
 
 
 # ---------------------------------------------------------------------------- who joins
@@ -211,8 +223,15 @@ def test_a_file_arrives_as_it_was_sent(size: int, tmp_path: Path) -> None:
     assert len(parts) == -(-size // 10)
 
 
-def test_a_chunk_is_a_whole_number_of_rows() -> None:
-    assert CHUNK_BYTES % 32 == 0
+def test_a_chunk_is_a_whole_number_of_rows_and_so_is_a_header() -> None:
+    assert CHUNK_BYTES % ROW.size == 0
+    assert ROW_HEADER.size == ROW.size
+
+
+@pytest.mark.parametrize(("length", "whole_length"), [(0, 0), (31, 0), (32, 32), (95, 64)])
+def test_a_row_that_is_cut_short_does_not_leave(length: int, whole_length: int) -> None:
+    data = bytes(range(length))
+    assert whole_rows(data) == data[:whole_length]
 
 
 @pytest.mark.parametrize("offset", [0, 2, 4])

@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from brim.errors import NotReady
+from brim.records import Status
 from loadtest.senders import grpc_connection, http2
 from loadtest.senders.grpc_connection import Call, Failed, GrpcConnection, Lost, framed
+from loadtest.senders.grpc_run import GrpcSlot, Link
 
 BLOCK = grpc_connection.request_block("/s/M", "host:1", "http", 2.5, ("x-key", "v"))
 #: What gRPC's own server sends around a message: initial headers and trailers.
 BEGINS = http2.write_headers([(":status", "200"), ("content-type", "application/grpc")])
 REFUSED = http2.write_headers([(":status", "200"), ("grpc-status", "14"), ("grpc-message", "a%20b")])
+INTERRUPTED = "protocol: a header block that is interrupted, or goes on without a beginning"
 WELL = http2.write_headers([("grpc-status", "0"), ("grpc-message", "")])
 
 # ---------------------------------------------------------------------------- header blocks
@@ -191,6 +196,14 @@ def test_wherever_the_stream_is_cut_the_answers_are_the_same(cuts: list[int]) ->
         (lambda s: data(s, b"\x09x", http2.PADDED), "protocol: padding longer than its frame"),
         (lambda s: http2.frame(http2.SETTINGS, 0, 0, b"12345"), "protocol: settings of a broken length"),
         (lambda s: answered(s + 2, b"of nobody") + answered(s, b"mine"), b"mine"),
+        (lambda s: b"HTTP/1.1 400 Bad Request\r\n\r\n", "protocol: a frame of 4740180 bytes; does HTTP/2 answer here?"),
+        (lambda s: data(s, bytes(2**14 + 1)), "protocol: a frame of 16385 bytes; does HTTP/2 answer here?"),
+        (lambda s: in_two(s, BEGINS)[: 9 + 7] + data(s, framed(b"c")), INTERRUPTED),
+        (lambda s: in_two(s, BEGINS)[: 9 + 7] + http2.frame(http2.PING, 0, 0, bytes(8)), INTERRUPTED),
+        (lambda s: in_two(s, BEGINS)[: 9 + 7] + in_two(s + 2, BEGINS)[9 + 7 :], INTERRUPTED),
+        (lambda s: http2.frame(http2.CONTINUATION, http2.END_HEADERS, s, BEGINS), INTERRUPTED),
+        (lambda s: http2.frame(http2.HEADERS, 0, s, b"") + http2.frame(http2.CONTINUATION, 0, s, bytes(2**14)) * 5,
+         "protocol: more than 65536 bytes of headers"),
     ],
 )  # fmt: skip
 def test_an_answer_is_what_its_frames_make_of_it(server: Callable[[int], bytes], found: bytes | str) -> None:
@@ -268,5 +281,103 @@ def test_what_was_received_is_credited_before_the_other_side_runs_out(monkeypatc
         connection.data_received(answered(call.stream, b"x" * 120))
         await asyncio.sleep(0)
         assert wire.sent(http2.WINDOW_UPDATE)[1:] == [(0, 0, (125).to_bytes(4, "big"))]
+
+    asyncio.run(play())
+
+
+def test_an_answer_is_held_only_up_to_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc_connection, "BODY_MAX_BYTES", 40_000)
+    assert played(lambda s: answered(s, b"x" * 39_995)) == b"x" * 39_995
+    assert played(lambda s: answered(s, b"x" * 39_996)) == "protocol: an answer of more than 40000 bytes"
+
+
+def test_a_connection_that_takes_no_more_is_closed_with_its_last_call() -> None:
+    async def play(how: str) -> None:
+        connection, wire = await opened()
+        if how == "exhausted":
+            connection._next = grpc_connection.STREAMS_MAX - 3
+        first, second = (connection.call(BLOCK, framed(b"?")) for _ in range(2))
+        if how == "going away":
+            connection.data_received(http2.frame(http2.GOAWAY, 0, 0, second.stream.to_bytes(4, "big") + bytes(4)))
+        assert not connection.usable and not wire.closed
+        with pytest.raises(Lost, match="takes no more requests"):
+            connection.call(BLOCK, framed(b"?"))
+        ends: list[Callable[[], None]] = [
+            lambda: connection.data_received(answered(first.stream, b"one")),
+            lambda: connection.cancel(second, Failed("DEADLINE_EXCEEDED", "")),
+        ]
+        for end in ends if how == "exhausted" else reversed(ends):
+            assert not wire.closed
+            end()
+        assert wire.closed
+        assert wire.sent(http2.RST_STREAM) != []  # written before the end
+        assert [await outcome(first), await outcome(second)] == [b"one", "DEADLINE_EXCEEDED: "]
+
+    for how in ("exhausted", "going away"):
+        asyncio.run(play(how))
+
+
+def test_one_that_goes_away_while_nobody_waits_is_closed_at_once() -> None:
+    async def play() -> None:
+        connection, wire = await opened()
+        connection.data_received(http2.frame(http2.GOAWAY, 0, 0, bytes(8)))
+        assert wire.closed
+
+    asyncio.run(play())
+
+
+# ---------------------------------------------------------------------------- a connection that must be opened anew
+
+
+class Far:
+    """What a slot knows of its wire; the test decides when an attempt to connect ends, and how."""
+
+    block, pool, redact = BLOCK, (framed(b"?"),), str
+
+    def __init__(self, timeout_s: float) -> None:
+        self.attempts: list[asyncio.Future[GrpcConnection]] = []
+        self.job = SimpleNamespace(timeout_s=timeout_s, users=[], requests=[b"?"])
+        self.share = SimpleNamespace(job=self.job)
+
+    async def open_one(self) -> GrpcConnection:
+        self.attempts.append(asyncio.get_running_loop().create_future())
+        return await self.attempts[-1]
+
+    def slots(self, number: int) -> list[GrpcSlot]:
+        link = Link(self)  # type: ignore[arg-type]
+        return [GrpcSlot(self, link) for _ in range(number)]  # type: ignore[arg-type]
+
+
+def test_a_request_that_waits_for_a_connection_has_its_deadline_too() -> None:
+    async def play() -> None:
+        far = Far(timeout_s=0.05)
+        slots = far.slots(3)
+        found = await asyncio.wait_for(asyncio.gather(*(slot.exchange(0) for slot in slots)), 5)
+        assert found == [(Status.TIMED_OUT, "no answer within 0.05 s")] * 3
+        assert not any(slot.broken for slot in slots)
+        again = asyncio.create_task(slots[0].exchange(0))
+        await asyncio.sleep(0)
+        connection, wire = await opened()
+        slots[0].overdue = True  # the deadline's keeper was there first
+        far.attempts[0].set_result(connection)
+        assert await again == (Status.TIMED_OUT, "no answer within 0.05 s")
+        assert wire.sent(http2.HEADERS) == []
+        assert len(far.attempts) == 1  # it went on through all of that
+
+    asyncio.run(play())
+
+
+def test_one_attempt_to_connect_answers_everybody_who_waits_for_it() -> None:
+    async def play() -> None:
+        far = Far(timeout_s=5)
+        slots = far.slots(4)
+        for attempt in range(2):
+            tasks = [asyncio.create_task(slot.exchange(0)) for slot in slots]
+            while len(far.attempts) == attempt:
+                await asyncio.sleep(0)
+            far.attempts[-1].set_exception(NotReady("nobody there"))
+            assert await asyncio.gather(*tasks) == [(Status.FAILED, "nobody there")] * 4
+            assert all(slot.broken and slot.refusal == "nobody there" for slot in slots)
+        assert len(far.attempts) == 2
 
     asyncio.run(play())

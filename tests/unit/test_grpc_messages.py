@@ -93,6 +93,13 @@ def test_an_answer_unlike_the_promise_is_a_protocol_failure(answer: bytes, why: 
         judge.verdict(GOOD)
 
 
+def test_a_secret_is_gone_from_what_an_answer_names_wherever_it_would_be_cut() -> None:
+    secret = "s3cret" * 50
+    judge = GrpcJudge([Y], lambda words: words.replace(secret, "[redacted]"))
+    answer = grpc_requests.answer([("y", "FP32", (1, 4), ROW), (secret, "FP32", (1,), ROW[:4])])
+    assert judge.verdict(answer) == (Status.FAILED, "protocol: output [redacted] was not asked for")
+
+
 @given(st.binary(min_size=8, max_size=8), st.binary(min_size=4, max_size=4), st.integers(0, 200), st.integers(0, 255))
 def test_between_several_outputs_no_byte_of_the_frame_can_change_unseen(a: bytes, b: bytes, at: int, new: int) -> None:
     """Whatever one byte becomes, the fast path says what a full reading says."""
@@ -111,6 +118,8 @@ def test_between_several_outputs_no_byte_of_the_frame_can_change_unseen(a: bytes
         ("UNAVAILABLE", "[request id: <id_unknown>] Exceeds maximum queue size", Status.REJECTED, "maximum queue"),
         ("UNAVAILABLE", "Request timeout expired", Status.REJECTED, "UNAVAILABLE: Request timeout expired"),
         ("UNAVAILABLE", "failed to connect to all addresses; last error: x", Status.FAILED, "failed to connect"),
+        ("UNAVAILABLE", "failed to connect to all addresses; last error: UNKNOWN: 127.0.0.1:1: Connection timed out",
+         Status.FAILED, "Connection timed out"),
         ("UNAVAILABLE", "Socket closed", Status.FAILED, "UNAVAILABLE: Socket closed"),
         ("DEADLINE_EXCEEDED", "Deadline Exceeded", Status.TIMED_OUT, "no answer within 2 s"),
         ("RESOURCE_EXHAUSTED", "Received message larger than max", Status.FAILED, "larger than max"),

@@ -161,11 +161,10 @@ def test_its_processor_time_is_that_of_the_child(tmp_path: Path, listening: str)
 
 
 def test_perf_analyzer_does_not_outlive_the_process_that_started_it(tmp_path: Path) -> None:
-    supervise = Path(command.__file__).with_name("supervise.py")
     program = (
-        "import subprocess, sys, os\n"
-        f"child = subprocess.Popen([sys.executable, '-I', '-S', {str(supervise)!r}, str(os.getpid()), '', '/bin/sh',"
-        " '-c', 'echo $$; exec sleep 60'], stdout=subprocess.PIPE, start_new_session=True)\n"
+        "import subprocess, os\nfrom loadtest import supervise\n"
+        "child = subprocess.Popen(supervise.command(['/bin/sh', '-c', 'echo $$; exec sleep 60']),"
+        " stdout=subprocess.PIPE, start_new_session=True)\n"
         "print(child.stdout.readline().decode().strip(), flush=True)\n"
         "os._exit(0)\n"
     )
@@ -279,13 +278,80 @@ def test_over_grpc_and_tls_it_is_told_the_protocol_the_memory_and_the_files_by_n
         assert pair in pairs
 
 
-def test_what_a_killed_perf_analyzer_leaves_in_shared_memory_is_swept_and_nothing_else(tmp_path: Path) -> None:
+@pytest.fixture
+def shm(tmp_path: Path) -> Path:
+    folder = tmp_path / "shm"
+    folder.mkdir()
+    (folder / "x_0_7").touch()  # somebody else's
+    return folder
+
+
+def claimed(tmp_path: Path, shm: Path) -> memory.Claimed:
     sent = prepared.load(Path(a_spec(tmp_path, "http://127.0.0.1:1").payload))
-    shm = tmp_path / "shm"
-    shm.mkdir()
-    (shm / "x_0_7").touch()
-    before = memory.segments(sent, shm)
+    return memory.Claimed("http://127.0.0.1:1", Access(), sent, shm)
+
+
+def left_behind(shm: Path) -> None:
     for name in ("x_0_0", "x_0_12", "y", "x", "y_0_0", "brim-inputs-1"):
         (shm / name).touch()
-    memory.sweep(sent, before, shm)
+
+
+def test_what_a_perf_analyzer_leaves_in_shared_memory_is_taken_away_and_nothing_else(tmp_path: Path, shm: Path) -> None:
+    claim = claimed(tmp_path, shm)
+    left_behind(shm)
+    assert memory.sweep(shm) == []  # Brim lives
+    claim.release()
     assert {file.name for file in shm.iterdir()} == {"x_0_7", "x", "y_0_0", "brim-inputs-1"}
+
+
+def test_what_perf_analyzer_leaves_is_swept_once_neither_brim_nor_perf_analyzer_lives(
+    tmp_path: Path, shm: Path
+) -> None:
+    claim = claimed(tmp_path, shm)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=(claim.handle,)) as perf_analyzer:
+        os.close(claim.handle)  # as the kernel does when Brim is killed
+        left_behind(shm)
+        assert memory.sweep(shm) == []
+        perf_analyzer.kill()
+    assert sorted(memory.sweep(shm)) == ["x_0_0", "x_0_12", "y"]
+    assert {file.name for file in shm.iterdir()} == {"x_0_7", "x", "y_0_0", "brim-inputs-1"}
+    assert memory.sweep(shm) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"schema": 1}', b"\xff"])
+def test_a_claim_that_a_kill_cut_short_names_nothing_and_goes(shm: Path, content: bytes) -> None:
+    (shm / f"{memory.PREFIX}half").write_bytes(content)
+    assert memory.sweep(shm) == []
+    assert [file.name for file in shm.iterdir()] == ["x_0_7"]
+
+
+def test_a_claim_of_another_user_is_let_alone(tmp_path: Path, shm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.close(claimed(tmp_path, shm).handle)
+    left_behind(shm)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert memory.sweep(shm) == []
+    assert (shm / "x_0_0").exists()
+
+
+def test_whatever_goes_wrong_at_the_end_there_is_a_result_from_the_rows(
+    tmp_path: Path, listening: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object, **more: object) -> None:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr("loadtest.perf_analyzer_output.disagreement", broken)
+    result = run(tmp_path, listening, TRACE + CSV)
+    assert (result.ended, result.reason) == ("crashed", "bug: RuntimeError('unforeseen')")
+
+
+def test_memory_that_cannot_be_taken_away_spoils_no_figure(
+    tmp_path: Path, listening: str, shm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = prepared.load(Path(a_spec(tmp_path, listening).payload))
+    monkeypatch.setattr(
+        "loadtest.perf_analyzer_driver._claimed",
+        lambda spec: memory.Claimed("http://127.0.0.1:1", spec.access, sent, shm),
+    )
+    script = TRACE + CSV + f"mkdir {shm}/y\n"  # a folder cannot be unlinked
+    assert run(tmp_path, listening, script).ended == "finished"
+    assert len(list(shm.glob(f"{memory.PREFIX}*"))) == 1  # the next sweep tries again

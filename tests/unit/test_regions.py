@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -107,6 +108,22 @@ def test_two_pools_of_one_run_lie_in_two_regions_and_both_are_gone_at_its_end(co
 def test_nothing_is_made_on_the_wire(control: Any, tmp_path: Path) -> None:
     with regions.opened("wire", control, "run", {}, folder=tmp_path) as memory:
         assert memory is None
+
+
+@pytest.mark.parametrize("error", [NotReady("gone"), UsageError("token.txt does not exist"), RuntimeError("a bug")])
+def test_every_region_is_freed_whatever_asking_the_server_raises(
+    memory: regions.Memory, control: Any, tmp_path: Path, error: Exception
+) -> None:
+    def refuse(kind: str, name: str) -> None:
+        raise error
+
+    memory.hold([b"a"])
+    memory.hold([b"b"])
+    control.unregister_shared_memory = refuse
+    control.known["system"].clear()
+    with contextlib.suppress(RuntimeError):
+        memory.release()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_server_forgot_is_registered_again(memory: regions.Memory, control: Any) -> None:

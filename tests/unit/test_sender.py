@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import itertools
 import json
@@ -17,10 +18,12 @@ from hypothesis import strategies as st
 
 from brim import guard
 from brim.errors import NoResource
-from brim.records import Status, TargetLimit, Tensor
+from brim.records import Access, Status, TargetLimit, Tensor
 from loadtest.prepared import Member, Payload
 from loadtest.senders import answers
 from loadtest.senders.answers import TEXT_MAX, Garbage, Judge, read_head
+from loadtest.senders.asyncio_load import Slot
+from loadtest.senders.backoff import Backoff
 from loadtest.senders.job import Job, pace_ns, share, with_headers
 from loadtest.senders.tally import OTHER_TEXTS, TEXTS_MAX, RowFile, Samples, Texts
 
@@ -103,6 +106,15 @@ def test_a_secret_is_gone_from_the_servers_words_wherever_they_are_cut(before: i
     assert status == Status.FAILED
     assert "hunter" not in text
     assert "[redacted]" in text or before > 0
+
+
+def test_an_answer_that_ends_its_connection_is_not_what_the_next_is_compared_with() -> None:
+    """Who sends compares before it reads the head, and would leave the connection open."""
+    data = answer([entry()], b"\0" * 24, headers="Connection: close\r\n")
+    head, judge = read_head(data), Judge((OUTPUT,))
+    assert head is not None and head.close
+    assert judge.verdict(head, data) == (Status.OK, "")
+    assert (judge.good_total, data.startswith(judge.good_prefix)) == (-1, False)
 
 
 def test_headers_are_spliced_in_behind_the_request_line() -> None:
@@ -251,6 +263,11 @@ class NoRows:
         raise NoResource("requests/0.bin: no room left")
 
 
+class Unkept:
+    def add(self, intended_ns: int, sent_ns: int, done_ns: int, status: int) -> None:
+        pass
+
+
 def job(**changed: Any) -> Job:
     pool = Payload(
         url="http://127.0.0.1:8000",
@@ -314,6 +331,60 @@ def test_the_first_cause_of_an_end_is_kept() -> None:
     shared.record(1, 2, Status.OK, "")
     shared.stop("stopped")
     assert (shared.ended, shared.reason, shared.no_room) == ("crashed", "requests/0.bin: no room left", True)
+
+
+def test_a_bug_ends_the_load_even_while_it_drains_and_keeps_no_secret(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "value").write_text("hunter2-hunter2")
+    shared = job(access=Access(headers={"X-Key": str(tmp_path / "value")}))
+    shared.stop("finished")
+    with shared.watched():
+        raise ValueError("hunter2-hunter2")
+    assert (shared.stopping, shared.ended) == (True, "crashed")
+    assert shared.reason == "sender: ValueError('[redacted]')"
+    log = capsys.readouterr().err
+    assert "test_sender.py" in log and "hunter2" not in log
+
+
+def test_a_pause_doubles_with_each_broken_connection_and_ends_with_any_answer() -> None:
+    backoff = Backoff(job())
+    pauses = []
+    for _ in range(8):
+        backoff.broke()
+        pauses.append(backoff.pause_s)
+    assert pauses == [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.5, 0.5]
+    backoff.answered()
+    assert backoff.pause_s == 0
+
+
+def test_after_a_reconnection_any_answer_ends_the_pauses_and_a_timeout_does_not() -> None:
+    class Scripted(Slot):
+        async def exchange(self, payload: int) -> tuple[Status, str]:
+            self.broken, status = script.pop(0)
+            return status, ""
+
+    slot = Scripted(job(rows=Unkept()))
+    for after, pause_s in ((Status.REJECTED, 0), (Status.FAILED, 0), (Status.OK, 0), (Status.TIMED_OUT, 0.02)):
+        script = [(True, Status.FAILED), (True, Status.FAILED), (False, after)]
+        slot._backoff.answered()
+        while script:
+            asyncio.run(slot._one())
+        assert slot._backoff.pause_s == pause_s
+
+
+def test_refusals_far_apart_with_answers_between_never_add_up_to_a_lost_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(0, 2_000_000_000)
+    monkeypatch.setattr("loadtest.senders.job.time.monotonic_ns", lambda: next(clock))
+    shared = job(users=2)
+    refused, answered = Backoff(shared), Backoff(shared)
+    for _ in range(20):
+        refused.broke("refused")
+        answered.answered()  # of another user, whose connection still stands
+    assert not shared.stopping
+    for _ in range(3):
+        refused.broke("refused")
+    assert shared.ended == "server_lost"
 
 
 def test_a_rate_cap_holds_only_beyond_loopback_and_is_shared_by_the_senders() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 
 from brim.errors import Lost
@@ -13,7 +17,7 @@ from brim.records import Gpu, LoadPoint, StatsRead, StepCount, Target, Window
 from judging.rows import ROW_DTYPE
 from judging.steady import Steady
 from judging.windows import cut_windows, server_delta
-from loadtest.statistics_reader import StatisticsReader, counters
+from loadtest.statistics_reader import ProcessorTime, StatisticsReader, counters
 from tests.fakes import FakeServer
 
 SECOND = 1_000_000_000
@@ -94,3 +98,29 @@ def test_an_endpoint_that_was_down_for_a_while_is_told_and_one_that_never_answer
     assert any(reason.startswith("GPU metrics in 4 of ") for reason in partly[0].reasons)
     never = [w for w in windows_with(*[None] * 12) if w.kind == "measured"]
     assert (never[0].gpu, never[0].reasons) == (None, ())
+
+
+def test_processor_time_of_a_process_that_never_was_is_not_known_and_of_one_that_ended_is_kept() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        spent = ProcessorTime([child.pid])
+        first_s = spent.spent_s()
+    assert first_s is not None
+    assert spent.spent_s() == first_s
+    with pytest.raises(psutil.NoSuchProcess):
+        psutil.Process(child.pid)
+    assert ProcessorTime([child.pid]).spent_s() is None
+    assert ProcessorTime([child.pid, os.getpid()]).spent_s() is not None
+
+
+def test_a_server_whose_process_is_not_there_has_no_processor_time_and_its_clients_have_none_yet() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    with FakeServer() as server:
+        ask = KServe(server.url)
+        target = Target(
+            url=server.url, model=server.model, version="", inputs=(), outputs=(), max_batch=8, instances=1,
+            server_name="", server_version="",
+        )  # fmt: skip
+        taken = [StatisticsReader(ask, target, pid).read() for pid in (ended.pid, None, os.getpid())]
+    assert [read.server_cpu_s is None for read in taken] == [True, True, False]
+    assert [read.client_cpu_s for read in taken] == [0.0] * 3
