@@ -55,9 +55,20 @@ class RowFile:
         statuses = rows[ROW.size - 4 :: ROW.size]  # the status byte stands before three bytes of padding
         for status in Status:
             self.counts[status] += statuses.count(status)
-        with disk.told(self._path):
-            while rows:
-                rows = rows[self._stream.write(rows) or 0 :]
+        try:
+            with disk.told(self._path):
+                while rows:
+                    rows = rows[self._stream.write(rows) or 0 :]
+        finally:
+            if rows:
+                self._drop_torn_row()
+
+    def _drop_torn_row(self) -> None:
+        """A disk that filled up in the middle of a row, and later has room again, must not shift all rows behind it."""
+        size = os.fstat(self._stream.fileno()).st_size
+        whole = size - (size - ROW_HEADER.size) % ROW.size
+        os.ftruncate(self._stream.fileno(), whole)
+        self._stream.seek(whole)
 
     def close(self) -> None:
         """Flush and make sure that the rows survive a power cut."""

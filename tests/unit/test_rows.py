@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -129,3 +131,34 @@ def test_two_loads_never_write_to_the_same_row_file(tmp_path: Path) -> None:
     with pytest.raises(NoResource, match=r"0\.bin"):
         RowFile(tmp_path / "requests" / "0.bin", 0, 1)
     assert len(row_files.read_rows(tmp_path)) == 5
+
+
+class FullOnce:
+    """A stream on whose disk only ten bytes of one write find room, and then everything again."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._full = stream, True
+
+    def write(self, data: bytes) -> int:
+        if not self._full:
+            return int(self._stream.write(data))
+        if len(data) > 10:
+            return int(self._stream.write(data[:10]))
+        self._full = False
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def test_a_row_that_a_full_disk_tore_does_not_shift_those_that_found_room_later(tmp_path: Path) -> None:
+    file = RowFile(tmp_path / "0.bin", 0, 1)
+    file._stream = FullOnce(file._stream)  # type: ignore[assignment]
+    file.add(1, 1, 2, Status.OK)
+    with pytest.raises(NoResource, match="no room left"):
+        file.flush()
+    file.add(3, 3, 4, Status.OK)
+    file.close()
+    _, rows = decode((tmp_path / "0.bin").read_bytes(), "here")
+    assert rows["done_ns"].tolist() == [4]
+    assert file.counts[Status.OK] == 2, "both ended, whatever the disk kept"
