@@ -380,6 +380,7 @@ class Load:
     reasons: tuple[str, ...] = ()
     server_start: int = 0  # which start of the server it met, from 0
     request_bytes: int | None = None  # what one request puts on the wire
+    judged_until_ns: int | None = None  # where its record was found long enough; what was sent later is not judged
     hosts_busy: float | None = None  # share of the cores of the busiest load host, where that is not this machine
 
 

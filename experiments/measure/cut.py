@@ -29,13 +29,15 @@ def windows_of(
     min_seconds: float,
     min_batches: int,
     max_seconds: float,
+    until_ns: int | None = None,
 ) -> list[Window]:
-    """The windows of a load (rows by completion), from where it is steady to where sending stopped."""
+    """The windows of a load (rows by completion), from where it is steady to `until_ns`, or where sending stopped."""
     done_ns, items = answered(rows)
     if not len(done_ns):
         return []
-    batch_ns = period_ns(rows, reads)
-    start_ns, until_ns = int(rows["sent_ns"].min()), int(rows["sent_ns"].max())
+    start_ns, last_ns = int(rows["sent_ns"].min()), int(rows["sent_ns"].max())
+    until_ns = last_ns if until_ns is None else min(until_ns, last_ns)
+    batch_ns = batch_period_ns(reads, rows, from_ns=start_ns, until_ns=until_ns)
     state = steady(done_ns, items, start_ns=start_ns, end_ns=until_ns, period_ns=batch_ns)
 
     def windows_from(state: Steady) -> list[Window]:

@@ -40,14 +40,20 @@ def send(bench: Bench, step: Step) -> None:
         bench.say.detail(f"    {elapsed_s:.0f} s of at least {wanted_s:.0f} s")
         bench.progress.stepping(what, wanted_s, further)
 
+    enough_ns: int | None = None
+
     def suffices(reads: Sequence[StatsRead]) -> bool:
+        nonlocal enough_ns
         rows = judged.by_completion(read_rows(bench.folder, range(bench.workers, bench.workers + step.senders)))
         try:
             windows = _cut(bench, rows, reads, driver.generator, spec.point)
         except Lost:  # the counters went back: the load is over, and is judged below
             return True
         steadily = step.purpose == "figure"  # the search compares at equal engine speed: a window is enough
-        return any(w.kind == "measured" and not (steadily and w.unstable) for w in windows)
+        enough = any(w.kind == "measured" and not (steadily and w.unstable) for w in windows)
+        # The record is judged as far as it was when it was found long enough: a second more could move the cut again.
+        enough_ns = int(rows["sent_ns"].max()) if enough else None
+        return enough
 
     bench.payloads.ensure_registered()
     low = step.purpose == "search" and step.concurrency in bench.plan.low
@@ -65,7 +71,7 @@ def send(bench: Bench, step: Step) -> None:
         bench.say.warn(f"no cross-check: {error}")
         return
     with undisturbed():
-        measured = _book(bench, step, spec, loaded)
+        measured = _book(bench, step, spec, loaded, enough_ns)
     rate = bench.done[-1].items_per_s
     told = [f"{show.number(rate)} {bench.target.item}s/s" if rate else "no window", *measured.reasons]
     bench.say.progress(f"    {'; '.join(told)}")
@@ -116,12 +122,13 @@ def spec_of(bench: Bench, step: Step, driver: Driver) -> LoadSpec:
     )
 
 
-def _book(bench: Bench, step: Step, spec: LoadSpec, loaded: Loaded) -> MeasuredLoad:
+def _book(bench: Bench, step: Step, spec: LoadSpec, loaded: Loaded, enough_ns: int | None) -> MeasuredLoad:
     bench.workers += max(len(loaded.load.workers), step.senders)
     load = replace(
         loaded.load,
         server_start=bench.start,
         request_bytes=prepared.load(Path(spec.payload)).request_bytes,
+        judged_until_ns=enough_ns,
     )
     disk.append(bench.folder / "loads.jsonl", load)
     measured = _judged(bench, replace(loaded, load=load))
@@ -147,7 +154,7 @@ def _judged(bench: Bench, loaded: Loaded) -> MeasuredLoad:
     windows: list[Window] = []
     restarted = ""
     try:
-        windows = _cut(bench, rows, loaded.reads, load.generator, load.point)
+        windows = _cut(bench, rows, loaded.reads, load.generator, load.point, load.judged_until_ns)
     except Lost as error:
         restarted = str(error)
     return MeasuredLoad(
@@ -171,14 +178,19 @@ def _of_hosts(window: Window, load: Load) -> Window:
 
 
 def _cut(
-    bench: Bench, rows: judged.Rows, reads: Sequence[StatsRead], generator: judged.Generator, point: LoadPoint
+    bench: Bench,
+    rows: judged.Rows,
+    reads: Sequence[StatsRead],
+    generator: judged.Generator,
+    point: LoadPoint,
+    until_ns: int | None = None,
 ) -> list[Window]:
     plan = bench.request.plan
     if len(rows):
         bench.period_s = period_ns(rows, reads) / 1e9
     return windows_of(
         rows, reads, generator=generator, point=point, min_seconds=plan.window_seconds,
-        min_batches=plan.window_batches, max_seconds=plan.window_limit_seconds,
+        min_batches=plan.window_batches, max_seconds=plan.window_limit_seconds, until_ns=until_ns,
     )  # fmt: skip
 
 

@@ -49,6 +49,25 @@ def test_a_record_that_is_steady_is_cut_alike_for_both() -> None:
     assert not any("first fifth" in reason for reason in other.reasons)
 
 
+def test_a_record_that_was_found_long_enough_is_judged_no_further() -> None:
+    """What came after the decision, here a server that nearly stops, can neither move the cut nor take the window."""
+    steady = ramp_then_steady(16.0, 0.0)
+    decided_ns = int(steady["sent_ns"].max())
+    later = ramp_then_steady(16.0, 16.0)
+    later["done_ns"] = steady["done_ns"].max() + 5 * later["done_ns"][: len(later)]
+    later["sent_ns"] = later["intended_ns"] = later["done_ns"] - 200 * MS
+    both = np.concatenate((steady, later))
+    assert [w.items_ok for w in cut(both, "locust")] != [w.items_ok for w in cut(steady, "locust")]
+    windows = windows_of(
+        both, (), generator="locust", point=LoadPoint(concurrency=8), min_seconds=10, min_batches=40, max_seconds=60,
+        until_ns=decided_ns,
+    )  # fmt: skip
+    (window,) = [w for w in windows if w.kind == "measured"]
+    (alone,) = cut(steady, "locust")
+    assert (window.start_ns, window.end_ns, window.items_ok) == (alone.start_ns, alone.end_ns, alone.items_ok)
+    assert not window.unstable
+
+
 def test_nothing_sent_has_no_window() -> None:
     rows = np.zeros(0, dtype=ROW_DTYPE)
     assert cut(rows, "locust") == []
