@@ -5,6 +5,7 @@ Writes requests/<worker>.bin and sample-<worker>-<n>.bin.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -66,9 +67,11 @@ class RowFile:
     def _drop_torn_row(self) -> None:
         """A disk that filled up in the middle of a row, and later has room again, must not shift all rows behind it."""
         size = os.fstat(self._stream.fileno()).st_size
-        whole = size - (size - ROW_HEADER.size) % ROW.size
-        os.ftruncate(self._stream.fileno(), whole)
-        self._stream.seek(whole)
+        torn = (size - ROW_HEADER.size) % ROW.size
+        if torn:
+            with contextlib.suppress(OSError):  # what is told is that the disk is full
+                os.ftruncate(self._stream.fileno(), size - torn)
+                self._stream.seek(size - torn)
 
     def close(self) -> None:
         """Flush and make sure that the rows survive a power cut."""

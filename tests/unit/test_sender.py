@@ -234,15 +234,17 @@ def test_a_full_disk_is_told_with_the_file_and_the_counts_stay_right(tmp_path: P
     file = RowFile(tmp_path / "0.bin", 0, 1)
 
     class Full:
+        fileno, close = file._stream.fileno, file._stream.close
+
         def write(self, data: bytes) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    file._stream.close()
     file._stream = Full()  # type: ignore[assignment]
     file.add(1, 1, 2, Status.OK)
     with pytest.raises(NoResource, match=r"0\.bin: no room left"):
         file.flush()
     assert file.counts[Status.OK] == 1
+    file.close()
 
 
 # ---------------------------------------------------------------------------- the job
