@@ -309,7 +309,7 @@ def _no_agreement(evidence: Evidence) -> str:
     if evidence.no_cross_check:
         return evidence.no_cross_check
     if evidence.plan.figure_rounds < AGREE_WINDOWS:
-        return "one load by each generator: compared, not judged"
+        return "one load by each generator is too few"
     return ""
 
 
