@@ -30,7 +30,7 @@ from experiments.measure.run import exclusive
 from judging.windows import by_completion
 from loadtest.driver import LoadSpec, RunningLoad
 from loadtest.load import Loaded, run_load
-from loadtest.plan import LoadPlan, read_plan
+from loadtest.plan import FIGURE, LoadPlan, read_plan
 from loadtest.rows import read_rows
 from loadtest.sender_driver import SenderDriver
 from loadtest.senders.tally import BUFFERED_ROWS
@@ -176,7 +176,7 @@ def _load(on: Served, spec: LoadSpec, plan: LoadPlan) -> tuple[Loaded, Sampler]:
     driver = WatchedSender(psutil.Process().pid, on.server.pid)
     reader = StatisticsReader(KServe(on.target.url), on.target, on.server.pid)
     loaded = run_load(
-        driver, spec, plan, reader, index=0, purpose="figure", bins=1,
+        driver, spec, plan, reader, index=0, purpose="figure", length=FIGURE,
         suffices=lambda reads: False,  # it goes on until spec.seconds
         progress=lambda elapsed_s, wanted_s: None,
     )  # fmt: skip

@@ -226,6 +226,20 @@ class Access:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EnsembleStep:
+    """A composing model of an ensemble, as its own configuration describes it."""
+
+    model: str
+    max_batch: int  # 0 = the model does not batch
+    instances: int
+
+    @property
+    def full(self) -> int:
+        """Items in flight that keep every instance at full batches while the next ones form."""
+        return 2 * max(1, self.max_batch) * max(1, self.instances)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """A served model wherever it is, as its own server describes it."""
 
@@ -242,11 +256,18 @@ class Target:
     variant: Variant | None = None
     server: Server | None = None  # if Brim started it
     access: Access = Access()
-    steps: tuple[str, ...] = ()  # composing models of an ensemble, in the order of its configuration
+    steps: tuple[EnsembleStep, ...] = ()  # of an ensemble, in the order of its configuration
+
+    @property
+    def last_step(self) -> EnsembleStep:
+        """Whose batches count: an ensemble's last step (it has none of its own), else the model itself."""
+        own = EnsembleStep(model=self.model, max_batch=self.max_batch, instances=self.instances)
+        return self.steps[-1] if self.steps else own
 
     @property
     def full(self) -> int:
-        return 2 * max(1, self.max_batch) * max(1, self.instances)
+        """Items in flight that keep every instance, of every step, at full batches while the next ones form."""
+        return max(step.full for step in (*self.steps, self.last_step))
 
 
 #: How bytes leave.
@@ -350,6 +371,11 @@ class StatsRead:
     @property
     def middle_ns(self) -> int:
         return (self.before_ns + self.after_ns) // 2
+
+    @property
+    def batches(self) -> int:
+        """Executions of the model, or of an ensemble's last step: the ensemble itself counts each request as one."""
+        return list(self.steps.values())[-1].execution_count if self.steps else self.execution_count
 
 
 #: What a load was for. `transfer`: the same items another way, with fewer bytes on the wire.

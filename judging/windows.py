@@ -56,7 +56,7 @@ def batch_period_ns(reads: Sequence[StatsRead], rows: Rows, *, from_ns: int, unt
     Without statistics the median latency stands in: a request stays for at least one batch, so it is no less.
     """
     inside = [read for read in reads if from_ns <= read.middle_ns <= until_ns]
-    batches = inside[-1].execution_count - inside[0].execution_count if inside else 0
+    batches = inside[-1].batches - inside[0].batches if inside else 0
     if batches > 0:
         return max(1, (inside[-1].middle_ns - inside[0].middle_ns) // batches)
     ok = rows[rows["status"] == Status.OK]
@@ -281,7 +281,7 @@ def _seconds(a: _Edge, b: _Edge) -> float:
 
 
 def _batches(a: _Edge, b: _Edge) -> int | None:
-    return b.read.execution_count - a.read.execution_count if a.read and b.read else None
+    return b.read.batches - a.read.batches if a.read and b.read else None
 
 
 def _holds(a: _Edge, b: _Edge, min_batches: int) -> tuple[str, ...]:

@@ -11,15 +11,13 @@ from brim import disk
 from brim.errors import Interrupted, NotReady
 from brim.records import Load, StatsRead
 from loadtest.driver import Driver, LoadResult, LoadSpec, RunningLoad, Sample
-from loadtest.plan import SLACK, LoadPlan
+from loadtest.plan import Length, LoadPlan
 from loadtest.statistics_reader import INTERVAL_S, StatisticsReader
 
 #: Reads that fail in a row before the server counts as lost: one may fall into a busy moment.
 LOST_AFTER = 3
 #: A first estimate of the batch period needs this many batches.
 PERIOD_BATCHES = 5
-#: A record that is long enough but holds no steady window yet goes on for this long before it is judged again.
-LONGER_S = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +37,7 @@ def batch_period_s(reads: Sequence[StatsRead]) -> float | None:
     recent = reads[len(reads) // 2 :]
     if len(recent) < 2:
         return None
-    batches = recent[-1].execution_count - recent[0].execution_count
+    batches = recent[-1].batches - recent[0].batches
     if batches < PERIOD_BATCHES:
         return None
     return (recent[-1].middle_ns - recent[0].middle_ns) / 1e9 / batches
@@ -53,15 +51,14 @@ def run_load(
     *,
     index: int,
     purpose: str,
-    bins: int,
-    slack: float = SLACK,
+    length: Length,
     suffices: Callable[[Sequence[StatsRead]], bool],
     progress: Callable[[float, float], None],
     pause: Callable[[float], None] = time.sleep,
 ) -> Loaded:
     """Send one load point and give what came of it; a lost server or a dead child is an outcome, not an exception.
 
-    The driver is stopped as soon as the record is as long as `bins` batch periods ask for and `suffices` says that it
+    The driver is stopped as soon as the record is as long as `length` asks for and `suffices` says that it
     holds what it was made for (spec.seconds bounds it); whatever ends this function, the children have ended
     before it returns.
     """
@@ -73,11 +70,7 @@ def run_load(
     try:
         reader.watch_clients(running.pids)
         enough = None if driver.ends_itself else suffices
-
-        def record_for(period_s: float) -> float:
-            return plan.record_for(period_s, bins, slack)
-
-        lost = _watch(running, record_for, reader, reads, spec.seconds, enough, progress, pause)
+        lost = _watch(running, plan, length, reader, reads, spec.seconds, enough, progress, pause)
     except Interrupted as stopped:
         interrupted = stopped
     except BaseException:
@@ -109,7 +102,8 @@ def _end(running: RunningLoad, *, stop: bool) -> tuple[LoadResult, Interrupted |
 
 def _watch(
     running: RunningLoad,
-    record_for: Callable[[float], float],
+    plan: LoadPlan,
+    length: Length,
     reader: StatisticsReader,
     reads: list[StatsRead],
     limit_s: float,
@@ -133,12 +127,12 @@ def _watch(
                 return True
         elapsed_s = (time.monotonic_ns() - start_ns) / 1e9
         period_s = batch_period_s([r for r in reads if r.before_ns > start_ns])
-        wanted_s = min(record_for(period_s) + longer_s, limit_s) if period_s else limit_s
+        wanted_s = min(plan.record_for(period_s, length) + longer_s, limit_s) if period_s else limit_s
         progress(elapsed_s, wanted_s)
         if suffices is not None and elapsed_s >= wanted_s:
             if elapsed_s >= limit_s or suffices(reads):
                 return False
-            longer_s += LONGER_S
+            longer_s += length.longer_s
     return False
 
 

@@ -13,12 +13,24 @@ SHIPPED = Path(__file__).with_name("loads.toml")
 #: MSER-5 wants this many bins of at least BIN_SECONDS (docs/architecture.md, constants).
 BINS = 100
 BIN_SECONDS = 0.1
-#: The search compares its loads at equal engine speed: it needs no more bins than can be judged at all.
-SEARCH_BINS = 60
-#: A load lasts this many windows: half a window for what the steady-state test cuts off.
-SLACK = 1.5
 #: No load lasts longer than this, however slow the model; its record then has fewer bins, and says so.
 LOAD_LIMIT_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Length:
+    """How long one load must last before it is judged."""
+
+    bins: int  # for the steady-state test
+    slack: float  # windows: a whole one, and room for what the steady-state test cuts off
+    longer_s: float  # it goes on for so long where its record does not suffice yet
+
+
+#: The load point's figure rests on a record that shows its steady state; each look at it must bring something new.
+FIGURE = Length(bins=BINS, slack=1.5, longer_s=3.0)
+#: The search compares its loads at equal engine speed: one window behind a cut that can be judged at all (50 bins, and
+#: a batch or two lost at the ends), and a second more until it fits.
+SEARCH = Length(bins=55, slack=1.15, longer_s=1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +68,10 @@ class LoadPlan:
         """Seconds of one window of a server that ends a batch every `batch_period_s`."""
         return min(max(self.window_seconds, self.window_batches * batch_period_s), self.window_limit_seconds)
 
-    def record_for(self, batch_period_s: float, bins: int = BINS, slack: float = SLACK) -> float:
-        """Seconds of one load: `slack` windows, and enough bins for the steady-state test."""
-        binned = bins * max(BIN_SECONDS, batch_period_s)
-        return min(max(binned, slack * self.window_for(batch_period_s)) + 1.5, LOAD_LIMIT_SECONDS)
+    def record_for(self, batch_period_s: float, length: Length) -> float:
+        """Seconds of one load: so many windows, and enough bins for the steady-state test."""
+        binned = length.bins * max(BIN_SECONDS, batch_period_s)
+        return min(max(binned, length.slack * self.window_for(batch_period_s)) + 1.5, LOAD_LIMIT_SECONDS)
 
 
 def read_plan(file: Path | None) -> LoadPlan:

@@ -12,10 +12,9 @@ from typing import Any
 
 import psutil
 
-from brim.records import StatsRead, StepCount, Target
+from brim.records import EnsembleStep, StatsRead, StepCount, Target
 from loadtest.control import Control
 from loadtest.metrics_reader import MetricsReader
-from loadtest.target import instances
 
 #: A read costs about a millisecond of one core; once a second it stays below what a window can resolve.
 INTERVAL_S = 1.0
@@ -33,7 +32,6 @@ class StatisticsReader:
         self._server, self._target = server, target
         self._server_cpu = ProcessorTime(() if server_pid is None else (server_pid,))
         self._client_cpu = ProcessorTime(())
-        self._instances: dict[str, int] = {}  # of the steps that were asked
         self._metrics = MetricsReader(target.server.metrics if target.server else None)
 
     def watch_clients(self, pids: Sequence[int]) -> None:
@@ -44,7 +42,7 @@ class StatisticsReader:
         """One read; NotReady if the server does not answer."""
         before_ns = time.monotonic_ns()
         entry = self._server.statistics(self._target.model, self._target.version)
-        steps = {name: self._step(name) for name in self._target.steps}
+        steps = {step.model: self._step(step) for step in self._target.steps}
         after_ns = time.monotonic_ns()
         busy_s, total_s = machine_seconds(self._cores)
         return StatsRead(
@@ -59,18 +57,16 @@ class StatisticsReader:
             gpu=self._metrics.read(),
         )
 
-    def _step(self, name: str) -> StepCount:
+    def _step(self, step: EnsembleStep) -> StepCount:
         """The counters of one composing model; others may use it too, and then its own are not only ours."""
-        if name not in self._instances:
-            self._instances[name] = instances(self._server.model_config(name))
-        found = counters(self._server.statistics(name))
+        found = counters(self._server.statistics(step.model))
         return StepCount(
             inference_count=found["inference_count"],
             execution_count=found["execution_count"],
             success_count=found["success_count"],
             queue_ns=found["queue_ns"],
             busy_ns=found["busy_ns"],
-            instances=self._instances[name],
+            instances=step.instances,
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from brim import guard
 from brim.access import PLAIN
 from brim.errors import BrimError, NotReady, UsageError, did_you_mean
-from brim.records import Access, Server, Target, TargetLimit, Tensor, Variant
+from brim.records import Access, EnsembleStep, Server, Target, TargetLimit, Tensor, Variant
 from loadtest.control import Control, control
 
 
@@ -55,7 +55,7 @@ def describe(
         variant=variant,
         server=server,
         access=access,
-        steps=steps(config),
+        steps=tuple(ensemble_step(name, ask.model_config(name)) for name in steps(config)),
     )
 
 
@@ -129,6 +129,11 @@ def instances(config: Mapping[str, Any]) -> int:
 def steps(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The composing models of an ensemble, in the order of its configuration; () for a plain model."""
     return tuple(str(step["model_name"]) for step in config.get("ensemble_scheduling", {}).get("step", ()))
+
+
+def ensemble_step(model: str, config: Mapping[str, Any]) -> EnsembleStep:
+    """A composing model by its own configuration."""
+    return EnsembleStep(model=model, max_batch=int(config.get("max_batch_size", 0)), instances=instances(config))
 
 
 def item_word(inputs: Sequence[Tensor]) -> str:

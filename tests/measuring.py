@@ -29,7 +29,7 @@ from pathlib import Path
 import loadtest.plan
 from brim.cli import main
 from experiments.measure import ledger
-loadtest.plan.BINS = loadtest.plan.SEARCH_BINS = {BINS}
+loadtest.plan.FIGURE = loadtest.plan.SEARCH = loadtest.plan.Length(bins={BINS}, slack=1.5, longer_s=1.0)
 ledger.machine_lock = lambda: Path(sys.argv[1])
 main(sys.argv[2:])
 """

@@ -78,8 +78,8 @@ def answer(evidence: Evidence, *, seconds_spent: float) -> Saturation:
         in_process_items_per_s=evidence.alone.items_per_s,
         starts=len({load.load.server_start for load in evidence.of("figure") if load.measured}) or 1,
         start_means=tuple(_start_means(evidence)),
-        max_batch=evidence.target.max_batch,
-        instances=evidence.target.instances,
+        max_batch=evidence.target.last_step.max_batch,
+        instances=evidence.target.last_step.instances,
         probes=tuple(_probe(load, evidence.target) for load in evidence.loads),
         command=evidence.run.command,
     )
@@ -159,11 +159,11 @@ def _limit(evidence: Evidence, found: Found, figures: Sequence[Window]) -> tuple
     windows = list(figures) or next((list(x.measured) for x in reversed(evidence.of("search")) if x.measured), [])
     if not windows:
         return "unknown", ()
-    target = evidence.target
+    of = evidence.target.last_step
     cores = _cores(evidence)
     return limits.what_limits(
         of_point(
-            windows, max_batch=target.max_batch, instances=target.instances,
+            windows, max_batch=of.max_batch, instances=of.instances,
             lower=_search(evidence, concurrency=found.lower, senders=found.senders),
             higher=_search(evidence, concurrency=found.top, senders=found.senders),
             experiment=_experiment(evidence, found), transfer=_transfer(evidence, found),

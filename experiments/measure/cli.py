@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from brim import disk, environment, guard, layout
 from brim.cli import Outcome, verb
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 #: How long a master waits for its workers, and a worker for its master.
 WORKERS_WITHIN_S = 120.0
+#: What `--worker` heeds beside it; the master says the rest.
+FOR_A_WORKER = frozenset({"worker", "out", "allow_remote", "project", "quiet", "verbose"})
 #: Verdict -> exit code of the command.
 EXIT_CODES = {
     "saturated": 0, "point": 0, "still_rising": 4, "client_limited": 4, "unstable": 4, "failing": 4, "server_lost": 5,
@@ -120,12 +123,24 @@ def _work(asked: Options, target: Sequence[str], out: Path) -> NoReturn:
     from loadtest.cluster_driver import worker_command, worker_environment
     from loadtest.cluster_wire import parse_place
 
-    if target or asked.master:
-        raise UsageError("--worker takes no target and no --master: the master says what to load")
+    if said := [*target, *_said_beside(FOR_A_WORKER)]:
+        raise UsageError(f"--worker takes no {said[0]}: the master says what to load, and how")
     folder = disk.make_folder(out / "worker")
     allowed = allowed_targets(asked.project, asked.allow_remote)
     command = worker_command(parse_place(str(asked.worker), "--worker"), WORKERS_WITHIN_S, folder, allowed)
     os.execve(command[0], command, worker_environment())
+
+
+def _said_beside(known: Collection[str]) -> list[str]:
+    """The options on the command line that are none of these."""
+    context = click.get_current_context()
+    return [
+        option.opts[0]
+        for option in context.command.params
+        if option.name not in known
+        and context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
+        and isinstance(option, click.Option)
+    ]
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from brim import disk, guard, layout
-from brim.errors import BrimError, Interrupted, NotReady
+from brim.errors import BrimError, Interrupted, NotReady, UsageError
 from brim.offspring import undisturbed
 from brim.records import Run, Saturation, Server, Target
 from brim.say import Say
@@ -76,6 +76,8 @@ def _server_lock(server: Server, out: Path) -> contextlib.AbstractContextManager
 def _refuse(target: Target, request: Request) -> None:
     """What cannot be loaded as asked, told before a run is opened."""
     payload.check_items(target, request.items_per_request)
+    if request.channels > 1 and targets.protocol(target) == "http":
+        raise UsageError(f"--channels {request.channels}: only gRPC has channels; add --protocol grpc, or leave it out")
     if request.starts > 1:
         require_ours(target.server, f"--starts {request.starts}")
     plan_of(target, request, cross_check=False, transfer=False, agree=0.0)

@@ -19,13 +19,11 @@ from judging import windows as judged
 from loadtest import prepared
 from loadtest.driver import Driver, LoadSpec
 from loadtest.load import Loaded, run_load
-from loadtest.plan import BINS, LOAD_LIMIT_SECONDS, SEARCH_BINS, SLACK
+from loadtest.plan import FIGURE, LOAD_LIMIT_SECONDS, SEARCH
 from loadtest.rows import read_rows
 
 #: perf_analyzer decides its length beforehand: a window, and this much for warm-up and the reads at both ends.
-CROSS_CHECK_SLACK = 1.6
-#: A rung below full batches is for the curve: a window and little more.
-LOW_SLACK = 1.15
+CROSS_CHECK_SLACK = 1.4
 
 
 def send(bench: Bench, step: Step) -> None:
@@ -56,11 +54,10 @@ def send(bench: Bench, step: Step) -> None:
         return enough
 
     bench.payloads.ensure_registered()
-    low = step.purpose == "search" and step.concurrency in bench.plan.low
     try:
         loaded = run_load(
             driver, spec, bench.request.plan, bench.reader, index=len(bench.loads), purpose=step.purpose,
-            bins=BINS if step.purpose == "figure" else SEARCH_BINS, slack=LOW_SLACK if low else SLACK,
+            length=FIGURE if step.purpose == "figure" else SEARCH,
             suffices=suffices, progress=progress,
         )  # fmt: skip
     except UsageError as error:

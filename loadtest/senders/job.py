@@ -24,6 +24,9 @@ from loadtest.senders.answers import Judge, clean
 from loadtest.senders.tally import Samples, Texts
 
 LOST_AFTER_NS = 1_000_000_000  # nobody could connect for so long: the server is gone
+#: Connections open one after another while those before them are at work. A server hands each to whichever of its
+#: threads is idle, for good: opened at once, before the load, they often went all to one of Triton's eight.
+RAMP_EACH_S, RAMP_S = 0.005, 0.5
 
 Ended = Literal["finished", "stopped", "crashed", "server_lost"]
 
@@ -166,6 +169,11 @@ def pace_ns(endpoint: Endpoint, allowed: Mapping[str, TargetLimit], senders: int
     if all(address.loopback for address in guard.judge(endpoint.host, endpoint.port, allowed)):
         return 0
     return int(1e9 * senders / limit.max_rate_per_s)
+
+
+def ramp_s(position: int, users: int) -> float:
+    """Seconds from the start of the load until the user at this position joins it."""
+    return position * min(RAMP_EACH_S, RAMP_S / users)
 
 
 def share(whole: int, senders: int, number: int) -> int:

@@ -27,7 +27,7 @@ from brim.records import Status
 from loadtest.senders.answers import Garbage, Head, clean, read_head
 from loadtest.senders.backoff import CONNECT_S, Backoff
 from loadtest.senders.connection import Connection
-from loadtest.senders.job import Job, load_pool
+from loadtest.senders.job import Job, load_pool, ramp_s
 from loadtest.senders.tls_connection import TlsConnection
 
 BURST_NS = 500_000_000  # one @task call sends for so long: rare enough to cost nothing; our own stop is not bound by it
@@ -49,18 +49,21 @@ class KServeUser(User):  # type: ignore[misc]  # Locust is not annotated
         self._backoff = Backoff(self.job)
 
     def on_start(self) -> None:
-        """Connect, and wait until every user of every sender has."""
-        self._payload = len(self.job.users) % len(self.job.requests)  # users begin at different payloads
+        """The first one connects; all wait for the start of every sender, and then join one after another."""
+        position = len(self.job.users)
+        self._payload = position % len(self.job.requests)  # users begin at different payloads
         self.job.users.append(self)
         released: gevent.event.Event | None = getattr(self.environment, "brim_released", None)
         if released is None:
             return
-        try:
-            self._connect()
-        except BrimError as error:
-            self.job.refusal = error
+        if position == 0:
+            try:
+                self._connect()
+            except BrimError as error:
+                self.job.refusal = error
         self.environment.brim_waiting += 1
         released.wait()
+        gevent.sleep(ramp_s(position, self.environment.brim_users))
 
     def on_stop(self) -> None:
         self._drop()

@@ -36,16 +36,15 @@ class Sender(shell.Share):
         self.environment = environment
         self.environment.brim_job = self.job
         self.environment.brim_released = gevent.event.Event()
-        self.environment.brim_waiting = 0
+        self.environment.brim_users, self.environment.brim_waiting = self.concurrency, 0
 
     def connect(self) -> None:
-        """Start every user and wait until each has its connection; NotReady or UsageError if one gets none."""
+        """Start every user, the first with its connection; NotReady or UsageError if it gets none."""
         self._start_users()
         deadline = time.monotonic() + shell.CONNECT_WITHIN_S
         while self.environment.brim_waiting < self.concurrency and self.job.refusal is None:
             if time.monotonic() > deadline:
-                within = f"{shell.CONNECT_WITHIN_S:g} s"
-                raise NotReady(f"{self.spec.url}: {self.concurrency} connections took over {within}")
+                raise NotReady(f"{self.spec.url}: no connection within {shell.CONNECT_WITHIN_S:g} s")
             gevent.sleep(0.005)
         if self.job.refusal is not None:
             raise self.job.refusal

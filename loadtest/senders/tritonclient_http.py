@@ -26,6 +26,7 @@ from loadtest.driver import LoadSpec
 from loadtest.senders import greenlets, shell
 from loadtest.senders.answers import clean
 from loadtest.senders.backoff import CONNECT_S, Backoff
+from loadtest.senders.job import ramp_s
 from loadtest.senders.tritonclient_pool import ClientPool
 
 
@@ -78,7 +79,8 @@ class Slot:
         self._clients, self._job, self._pool = clients, clients.share.job, clients.pool
         self.sent_ns, self.overdue = 0, False
         self._client: Any = None
-        self._payload = len(self._job.users) % len(self._job.requests)  # slots begin at different payloads
+        self._position = len(self._job.users)
+        self._payload = self._position % len(self._job.requests)  # slots begin at different payloads
         self._backoff = Backoff(self._job)
         self._job.users.append(self)
 
@@ -98,6 +100,7 @@ class Slot:
         """Send until the job is over."""
         job = self._job
         with job.watched():
+            gevent.sleep(ramp_s(self._position, self._clients.share.concurrency))
             while not job.stopping:
                 gevent.sleep(job.turn_s() + self._backoff.pause_s)
                 if not job.stopping:
@@ -164,14 +167,13 @@ class GreenletSender:
         self._slots: list[Slot] = []
 
     def connect(self) -> None:
-        """Every slot's connection; NotReady if one gets none."""
+        """The first slot's connection; NotReady if it gets none."""
         gevent.signal_handler(signal.SIGTERM, self._share.job.stop, "stopped")
         clients = Clients(self._share)
         self._slots = [Slot(clients) for _ in range(self._share.concurrency)]
-        opening = [gevent.spawn(slot.connect) for slot in self._slots]
-        gevent.joinall(opening, timeout=shell.CONNECT_WITHIN_S, raise_error=True)
-        if not all(each.ready() for each in opening):
-            raise NotReady(f"{self._share.spec.url}: {len(opening)} connections took over {shell.CONNECT_WITHIN_S:g} s")
+        late = NotReady(f"{self._share.spec.url}: no connection within {shell.CONNECT_WITHIN_S:g} s")
+        with gevent.Timeout(shell.CONNECT_WITHIN_S, late):
+            self._slots[0].connect()
         gc.collect()
         gc.freeze()  # what is here now stays: later collections need not walk it between two requests
 

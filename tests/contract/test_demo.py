@@ -33,7 +33,7 @@ import loadtest.plan
 from brim import layout
 from brim.cli import main
 from experiments.measure import ledger
-loadtest.plan.BINS = loadtest.plan.SEARCH_BINS = 50
+loadtest.plan.FIGURE = loadtest.plan.SEARCH = loadtest.plan.Length(bins=50, slack=1.5, longer_s=1.0)
 layout.model_repository = lambda: Path(sys.argv[1])
 ledger.machine_lock = lambda: Path(sys.argv[1]).with_name("measuring.lock")
 main(sys.argv[2:])

@@ -381,7 +381,7 @@ def test_a_slowed_sender_is_the_limit_itself(shared: Bench) -> None:
 
 def test_an_earlier_step_of_an_ensemble_is_preprocessing(shared: Bench) -> None:
     of = shared.target("two-steps")
-    assert of.steps == (BEFORE.name, LAST.name)
+    assert [step.model for step in of.steps] == [BEFORE.name, LAST.name]
     one, experiment = shared.settled(of, concurrency=32)
     found = of_point(one, max_batch=8, instances=1, experiment=experiment, server_cores=len(CORES))
     reasons = reasons_for("preprocessing", found)

@@ -62,6 +62,28 @@ def test_every_start_of_the_server_is_a_process_of_its_own_at_the_same_address(t
         ledger.stop(ledger.usable(bench.out), bench.out)
 
 
+def test_a_server_that_does_not_come_back_is_lost_and_its_first_start_is_kept(tmp_path: Path) -> None:
+    bench = start(tmp_path, "sleep:service_ms=20__b8")
+    child = subprocess.Popen(
+        bench.command("sleep__b8", "--concurrency", "16", "--starts", "2", "--no-cross-check"), cwd=layout.CHECKOUT,
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        until("rows on disk", lambda: row_bytes(bench) > 32 * 50 or child.poll() is not None)
+        (bench.repository / "sleep__b8" / "config.pbtxt").write_text("no such key: 1\n")
+        _, errors = child.communicate(timeout=120)
+    finally:
+        child.kill()
+        ledger.stop(bench.server, bench.out)
+    assert child.returncode == 5, errors
+    assert errors.splitlines()[-1] == "brim: exit 5 (server_lost)"
+    assert "the server did not start again" in errors
+    (run,) = bench.runs()
+    answer = disk.load(Saturation, run / "saturation.json")
+    assert (answer.verdict, answer.starts) == ("server_lost", 1)
+    assert answer.items_per_s is not None
+
+
 def test_a_server_that_brim_did_not_start_is_not_restarted(bench: Bench) -> None:
     done = bench.brim(bench.server.http, "sleep__b8", "--starts", "3")
     assert done.returncode == 2

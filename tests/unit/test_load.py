@@ -14,7 +14,7 @@ from brim.records import LoadPoint
 from loadtest import target
 from loadtest.driver import LoadResult, LoadSpec
 from loadtest.load import Loaded, run_load
-from loadtest.plan import read_plan
+from loadtest.plan import FIGURE, read_plan
 from loadtest.statistics_reader import StatisticsReader
 from tests.fakes import FakeServer
 
@@ -54,7 +54,7 @@ def loaded(server: FakeServer, folder: Path, sending: Sending, *, seconds: float
         rows=str(folder / "requests"), first_worker=0, seconds=seconds, timeout_s=1.0, drain_s=1.0, samples=0,
     )  # fmt: skip
     told: dict[str, Any] = {
-        "index": 0, "purpose": "figure", "bins": 1, "suffices": lambda reads: True,
+        "index": 0, "purpose": "figure", "length": FIGURE, "suffices": lambda reads: True,
         "progress": lambda elapsed_s, wanted_s: None, "pause": lambda seconds: None,
     }  # fmt: skip
     reader = StatisticsReader(KServe(server.url), described, None)

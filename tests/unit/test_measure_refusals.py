@@ -13,7 +13,7 @@ import pytest
 from brim import disk, layout
 from brim.errors import UsageError
 from brim.records import Server
-from loadtest.plan import read_plan
+from loadtest.plan import FIGURE, SEARCH, read_plan
 from tests.fakes import FakeServer
 
 
@@ -42,6 +42,20 @@ def test_out_that_is_a_file_is_refused_before_anything_is_sent(tmp_path: Path) -
     assert done.returncode == 6
     assert "out is a file, not a folder" in done.stderr
     assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("said", [("--senders", "2"), ("--header", "a=@f"), ("--json",), ("http://127.0.0.1:1", "m")])
+def test_a_worker_takes_only_what_is_its_own(said: tuple[str, ...], tmp_path: Path) -> None:
+    done = brim("--worker", "127.0.0.1:1", "--out", str(tmp_path), "--allow-remote", "10.0.0.7", *said)
+    assert done.returncode == 2
+    assert f"--worker takes no {said[0]}: the master says what to load" in done.stderr
+
+
+def test_channels_are_grpc_s(tmp_path: Path) -> None:
+    with FakeServer() as server:
+        done = brim(server.url, server.model, "--channels", "2", "--out", str(tmp_path))
+    assert done.returncode == 2
+    assert "--channels 2: only gRPC has channels" in done.stderr
 
 
 def test_a_stranger_on_the_port_is_not_measured(tmp_path: Path) -> None:
@@ -97,4 +111,16 @@ def test_a_users_plan_is_laid_over_the_shipped_one(tmp_path: Path) -> None:
 def test_how_long_a_load_lasts_follows_from_the_batch_period(period_s: float, window_s: float, record_s: float) -> None:
     plan = read_plan(None)
     assert plan.window_for(period_s) == pytest.approx(window_s)
-    assert plan.record_for(period_s) == pytest.approx(record_s)
+    assert plan.record_for(period_s, FIGURE) == pytest.approx(record_s)
+
+
+@pytest.mark.parametrize(
+    ("period_s", "record_s"),
+    [
+        (0.01, 13.0),  # a window of ten seconds, and little more
+        (0.32, 19.1),  # as many bins as can be judged at all
+        (1.0, 56.5),
+    ],
+)
+def test_a_load_of_the_search_is_shorter(period_s: float, record_s: float) -> None:
+    assert read_plan(None).record_for(period_s, SEARCH) == pytest.approx(record_s)

@@ -13,7 +13,7 @@ import pytest
 
 from brim.errors import Lost
 from brim.kserve import KServe
-from brim.records import Gpu, LoadPoint, StatsRead, StepCount, Target, Window
+from brim.records import EnsembleStep, Gpu, LoadPoint, StatsRead, StepCount, Target, Window
 from judging.rows import ROW_DTYPE
 from judging.steady import Steady
 from judging.windows import cut_windows, server_delta
@@ -35,11 +35,11 @@ def read(at_s: float, gpu: Gpu | None = None, **steps: StepCount) -> StatsRead:
 
 
 def test_each_step_is_read_with_the_instances_of_its_own_configuration() -> None:
-    with FakeServer(instances=3) as server:
+    with FakeServer() as server:
         ask = KServe(server.url)
         target = Target(
             url=server.url, model=server.model, version="", inputs=(), outputs=(), max_batch=8, instances=1,
-            server_name="", server_version="", steps=(server.model,),
+            server_name="", server_version="", steps=(EnsembleStep(model=server.model, max_batch=8, instances=3),),
         )  # fmt: skip
         taken = StatisticsReader(ask, target, None).read()
         plain = StatisticsReader(ask, replace(target, steps=()), None).read()
@@ -49,6 +49,11 @@ def test_each_step_is_read_with_the_instances_of_its_own_configuration() -> None
     assert step.inference_count == of_model["inference_count"] == taken.inference_count
     assert step.busy_ns == of_model["busy_ns"] == taken.busy_ns
     assert (plain.steps, plain.gpu, taken.gpu) == ({}, None, None)
+
+
+def test_the_batches_of_an_ensemble_are_those_of_its_last_step() -> None:
+    assert read(1).batches == 100
+    assert read(1, resize=STEP, network=replace(STEP, execution_count=7)).batches == 7
 
 
 def test_a_window_holds_what_each_step_did_in_it() -> None:

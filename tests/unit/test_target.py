@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from brim.errors import NotReady, UsageError
@@ -125,3 +127,17 @@ def test_the_composing_models_of_an_ensemble_are_told_in_order() -> None:
     steps = [{"model_name": "decode", "model_version": "-1"}, {"model_name": "network"}]
     assert target.steps({"ensemble_scheduling": {"step": steps}}) == ("decode", "network")
     assert target.steps({"max_batch_size": 8}) == ()
+
+
+def test_an_ensemble_is_full_when_its_neediest_step_is_and_its_last_steps_batches_count() -> None:
+    with FakeServer(max_batch=64, instances=1) as server:
+        ensemble = target.describe(server.url, server.model, allowed={}, shapes={})
+    configs: dict[str, dict[str, object]] = {
+        "decode": {"instance_group": [{"count": 5}]},
+        "network": {"max_batch_size": 4},
+    }
+    steps = tuple(target.ensemble_step(name, config) for name, config in configs.items())
+    assert [step.full for step in steps] == [10, 8]
+    assert replace(ensemble, steps=steps).full == 10
+    assert replace(ensemble, steps=steps).last_step == steps[1]
+    assert ensemble.last_step.max_batch == 64
