@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import resource
@@ -184,6 +185,22 @@ def test_every_fault_of_a_server_becomes_its_status_and_nothing_is_retried(tmp_p
     waited_s = (late["done_ns"] - late["sent_ns"]) / 1e9
     assert waited_s.min() >= 0.3
     assert waited_s.max() < 1.5  # a slow answer would take 6 s to the end
+
+
+def test_connections_open_while_those_before_them_are_at_work(tmp_path: Path) -> None:
+    """A server hands a connection to an idle thread for good: opened together before the load, all may go to one."""
+    opened: list[int] = []  # connections when each request came
+
+    def watching(ordinal: int) -> Fault:
+        opened.append(server.connections)
+        return ""
+
+    with FakeServer(fault=watching) as server:
+        assert start(spec_of(server, tmp_path, concurrency=16)).finish().ended == "finished"
+    joining = [b - a for a, b in itertools.pairwise(opened) if b > a]
+    assert sum(joining) == 15, "the first was there before the load"
+    assert max(joining) <= 3
+    assert opened.index(max(opened)) > 2 * 16
 
 
 def test_a_server_that_ends_each_connection_after_its_answer_costs_no_request(tmp_path: Path) -> None:

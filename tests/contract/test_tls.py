@@ -100,8 +100,8 @@ def test_a_server_that_goes_away_inside_tls_is_lost(server: FakeServer, authorit
         spec = spec_of(server, proxy.url, trusting(authority), tmp_path, seconds=30.0)
         load = SenderDriver().start(spec, Path(spec.folder))
         deadline = time.monotonic() + 20
-        while not server.log:
-            assert time.monotonic() < deadline, "no request came"
+        while len(server.log) < 100:
+            assert time.monotonic() < deadline, "no requests came"
             time.sleep(0.01)
     result = load.finish()
     assert result.ended == "server_lost"
@@ -166,7 +166,7 @@ def test_a_secret_header_reaches_the_server_and_nothing_else(
             ask.model_metadata("nowhere")
         given = proxy.headers("Authorization")
     assert set(given) == {f"Bearer {CANARY}"}
-    questions = 2 + (4 if sender == "tritonclient_http" else 0)  # its slots connect by asking
+    questions = 2 + (2 if sender == "tritonclient_http" else 0)  # the first slot of each connects by asking
     assert len(given) == len(server.log) + questions
     assert result.errors == {"HTTP 500: who is [redacted]?": server.faults["echo"]}
     assert 0 < result.ok < result.sent

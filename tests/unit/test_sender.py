@@ -24,7 +24,7 @@ from loadtest.senders import answers
 from loadtest.senders.answers import TEXT_MAX, Garbage, Judge, read_head
 from loadtest.senders.asyncio_load import Slot
 from loadtest.senders.backoff import Backoff
-from loadtest.senders.job import Job, pace_ns, share, with_headers
+from loadtest.senders.job import RAMP_S, Job, pace_ns, ramp_s, share, with_headers
 from loadtest.senders.tally import OTHER_TEXTS, TEXTS_MAX, RowFile, Samples, Texts
 
 OUTPUT = Tensor(name="y", dtype="FP32", shape=(2, -1))
@@ -347,6 +347,11 @@ def test_a_bug_ends_the_load_even_while_it_drains_and_keeps_no_secret(
     assert shared.reason == "sender: ValueError('[redacted]')"
     log = capsys.readouterr().err
     assert "test_sender.py" in log and "hunter2" not in log
+
+
+def test_users_join_5_ms_apart_and_all_within_half_a_second() -> None:
+    assert [ramp_s(position, 16) for position in (0, 1, 15)] == pytest.approx([0, 0.005, 0.075])
+    assert ramp_s(4095, 4096) < RAMP_S == 0.5
 
 
 def test_a_pause_doubles_with_each_broken_connection_and_ends_with_any_answer() -> None:
