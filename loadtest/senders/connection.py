@@ -21,19 +21,24 @@ from brim.records import TargetLimit
 READABLE, WRITABLE = 1, 2  # libev's words for the two events
 
 
+def open_socket(endpoint: Endpoint, allowed: Mapping[str, TargetLimit], timeout_s: float) -> Any:
+    """A gevent socket, connected through the guard; NotReady or UsageError as it says."""
+    return guard.connect(
+        endpoint.host,
+        endpoint.port,
+        allowed,
+        timeout_s=timeout_s,
+        resolver=gevent.socket.getaddrinfo,
+        socket_factory=gevent.socket.socket,
+    )
+
+
 class Connection:
     """One open connection of one user."""
 
     def __init__(self, endpoint: Endpoint, allowed: Mapping[str, TargetLimit], timeout_s: float) -> None:
         """Connect through the guard; NotReady if nobody answers, UsageError if the address is not to be loaded."""
-        opened = guard.connect(
-            endpoint.host,
-            endpoint.port,
-            allowed,
-            timeout_s=timeout_s,
-            resolver=gevent.socket.getaddrinfo,
-            socket_factory=gevent.socket.socket,
-        )
+        opened = open_socket(endpoint, allowed, timeout_s)
         self._socket: Any = get_original("socket", "socket")(fileno=opened.detach())
         self._socket.setblocking(False)
         hub = gevent.get_hub()

@@ -12,13 +12,11 @@ import gevent
 import gevent.socket
 import gevent.ssl
 
-from brim import guard
 from brim.access import open_tls
 from brim.errors import NotReady
 from brim.guard import Endpoint
 from brim.records import TargetLimit
-
-READABLE = 1  # libev's word
+from loadtest.senders.connection import READABLE, open_socket
 
 
 class TlsConnection:
@@ -32,14 +30,7 @@ class TlsConnection:
         `context` must be gevent's own (locust patches the standard library's).
         """
         deadline = time.monotonic() + timeout_s
-        opened = guard.connect(
-            endpoint.host,
-            endpoint.port,
-            allowed,
-            timeout_s=timeout_s,
-            resolver=gevent.socket.getaddrinfo,
-            socket_factory=gevent.socket.socket,
-        )
+        opened = open_socket(endpoint, allowed, timeout_s)
         late = NotReady(f"{endpoint.url}: connecting and the TLS handshake took over {timeout_s:g} s; is it busy?")
         with gevent.Timeout(max(0.001, deadline - time.monotonic()), late):
             self._socket: Any = open_tls(opened, context, endpoint)
