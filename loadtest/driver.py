@@ -34,6 +34,7 @@ class LoadSpec:
     cpus: tuple[int, ...] = ()  # pin the senders to these cores; () = do not pin
     access: Access = Access()
     channels: int = 1  # gRPC connections of one sender process
+    arrivals: str | None = None  # open loop: .npy of int64 ns from the start, sorted; sender n takes every n-th
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +67,7 @@ class LoadResult:
     reason: str = ""  # why it ended crashed or server_lost, in one line
     no_room: bool = False  # the disk was full (exit code 6)
     hosts_busy: float | None = None  # share of the cores of the busiest load host, where that is not this machine
+    unsent: int = 0  # open loop: due before the end, but never sent
 
 
 class Counts(TypedDict):

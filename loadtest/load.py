@@ -51,16 +51,16 @@ def run_load(
     *,
     index: int,
     purpose: str,
-    length: Length,
-    suffices: Callable[[Sequence[StatsRead]], bool],
+    length: Length | None,
+    suffices: Callable[[Sequence[StatsRead]], bool] | None,
     progress: Callable[[float, float], None],
     pause: Callable[[float], None] = time.sleep,
 ) -> Loaded:
     """Send one load point and give what came of it; a lost server or a dead child is an outcome, not an exception.
 
     The driver is stopped as soon as the record is as long as `length` asks for and `suffices` says that it
-    holds what it was made for (spec.seconds bounds it); whatever ends this function, the children have ended
-    before it returns.
+    holds what it was made for (spec.seconds bounds it); without them it lasts for spec.seconds. Whatever ends
+    this function, the children have ended before it returns.
     """
     folder = Path(spec.folder)
     disk.save(folder / "spec.json", spec)
@@ -103,7 +103,7 @@ def _end(running: RunningLoad, *, stop: bool) -> tuple[LoadResult, Interrupted |
 def _watch(
     running: RunningLoad,
     plan: LoadPlan,
-    length: Length,
+    length: Length | None,
     reader: StatisticsReader,
     reads: list[StatsRead],
     limit_s: float,
@@ -127,9 +127,9 @@ def _watch(
                 return True
         elapsed_s = (time.monotonic_ns() - start_ns) / 1e9
         period_s = batch_period_s([r for r in reads if r.before_ns > start_ns])
-        wanted_s = min(plan.record_for(period_s, length) + longer_s, limit_s) if period_s else limit_s
+        wanted_s = min(plan.record_for(period_s, length) + longer_s, limit_s) if period_s and length else limit_s
         progress(elapsed_s, wanted_s)
-        if suffices is not None and elapsed_s >= wanted_s:
+        if suffices is not None and length is not None and elapsed_s >= wanted_s:
             if elapsed_s >= limit_s or suffices(reads):
                 return False
             longer_s += length.longer_s
@@ -164,4 +164,5 @@ def _load(result: LoadResult, spec: LoadSpec, driver: Driver, index: int, purpos
         errors=result.errors,
         reasons=(result.reason,) if result.reason else (),
         hosts_busy=result.hosts_busy,
+        unsent=result.unsent,
     )

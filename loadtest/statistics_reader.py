@@ -112,6 +112,10 @@ def counters(entry: Mapping[str, Any]) -> dict[str, Any]:
     """
     requests = entry["inference_stats"]
     batches = entry.get("batch_stats", [])
+    busy_ns = {
+        str(b["batch_size"]): sum(int(b[part]["ns"]) for part in ("compute_input", "compute_infer", "compute_output"))
+        for b in batches
+    }
     return {
         "inference_count": int(entry["inference_count"]),
         "execution_count": int(entry["execution_count"]),
@@ -120,8 +124,7 @@ def counters(entry: Mapping[str, Any]) -> dict[str, Any]:
         "queue_ns": int(requests["queue"]["ns"]),
         "request_ns": int(requests["success"]["ns"]),
         "batch_counts": {str(b["batch_size"]): int(b["compute_infer"]["count"]) for b in batches},
-        "busy_ns": sum(
-            int(b[part]["ns"]) for b in batches for part in ("compute_input", "compute_infer", "compute_output")
-        ),
+        "busy_ns": sum(busy_ns.values()),
+        "batch_busy_ns": busy_ns,
         "infer_ns": sum(int(b["compute_infer"]["ns"]) for b in batches),
     }

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from brim import environment
-from brim.records import Access, Protocol, Sender, TargetLimit, Transport
+from brim.records import Access, Arrivals, Protocol, Sender, TargetLimit, Transport
 from experiments.measure.steps import FIGURE_ROUNDS
 from loadtest.driver import Driver
 from loadtest.plan import LoadPlan
@@ -19,6 +22,30 @@ SENDERS: Mapping[tuple[Protocol, str], Sender] = {
     ("http", "tritonclient"): "tritonclient_http",
     ("grpc", "tritonclient"): "tritonclient_grpc",
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenLoop:
+    """A rate instead of a concurrency: when each request is to be sent, whatever the server does."""
+
+    offsets_ns: npt.NDArray[np.int64]  # from the start of the load, sorted
+    rate_per_s: float
+    arrivals: Arrivals
+    seconds: float
+    outstanding: int
+    cv: float | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SloAsked:
+    """What is asked about the largest rate that meets an SLO."""
+
+    limit_ms: float | None  # None = 5 x the time of a full batch
+    percentile: float | None  # None = 99, or 95 of a slow model
+    seconds: float  # that the search may take
+    model_free: bool = False  # the data alone, without the queueing model
+    only: bool = False  # no search for the peak before it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +70,9 @@ class Request:
     channels: int = 1
     cluster: Driver | None = None  # senders on other hosts
     workers: int = 0  # of the cluster
+    open_loop: OpenLoop | None = None
+    slo: SloAsked | None = None
+    overload: bool = False
 
     @property
     def first_senders(self) -> int:
