@@ -72,9 +72,11 @@ def start(
 
 
 @contextlib.contextmanager
-def for_a_while(variants: Sequence[str], *, out: Path, repository: Path, say: Say, wait_s: float) -> Iterator[Server]:
+def for_a_while(
+    variants: Sequence[str], *, out: Path, repository: Path, say: Say, wait_s: float, cpus: Sequence[int] = ()
+) -> Iterator[Server]:
     """A server for the length of the block: stopped in order at its end, at once if this process is killed."""
-    with _up(variants, out=out, repository=repository, say=say, ports=Ports(), cpus=(), wait_s=wait_s) as server:
+    with _up(variants, out=out, repository=repository, say=say, ports=Ports(), cpus=cpus, wait_s=wait_s) as server:
         try:
             yield server
         finally:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 from brim.errors import UsageError, did_you_mean
-from brim.records import KnownServer, Tensor
-
-Kind = Literal["null", "image", "sleep"]
+from brim.records import KnownKind, KnownServer, ServingConfig, Tensor
 
 MODELS = Path(__file__).with_name("models")
 
@@ -19,11 +18,27 @@ KINDS: dict[str, dict[str, float]] = {
     "null": {"elements": 16},
     "image": {"pixels": 224, "bits": 32},
     "sleep": {"elements": 16, "service_ms": 10},
+    "affine": {"elements": 16, "tau0_ms": 10, "alpha_ms": 1},
+    "exponential": {"elements": 16, "service_ms": 10, "seed": 1},
+    "contended": {"elements": 16, "service_ms": 10},
+    "optimum": {"elements": 16, "tau0_ms": 10, "alpha_ms": 1, "best": 2},
+    "stall": {"elements": 16, "service_ms": 10, "at_s": 5, "stall_ms": 1000},
+    "reject": {"elements": 16, "service_ms": 10, "queue": 16},
 }
+#: Models that answer as soon as they can; the other ones share timed.py.
+UNTIMED = ("null", "image", "engine")
 #: Bits of one number of an image -> its dtype.
 IMAGE_DTYPES = {8: "UINT8", 16: "FP16", 32: "FP32"}
-LONGEST_SERVICE_MS = 60_000  # a batch that takes longer than the longest window says nothing
-LARGEST = {"elements": 1 << 20, "pixels": 4096}  # 4 and 201 MB an item: beyond, the server's shared memory is the limit
+LONGEST_MS = 60_000  # a batch that takes longer than the longest window says nothing
+LONGEST_S = 86_400  # until a freeze: no measurement takes a day
+#: Parameters that are whole numbers -> smallest and largest.
+WHOLE = {
+    "elements": (1, 1 << 20),  # 4 MB an item, and 201 MB of pixels: beyond, the server's shared memory is the limit
+    "pixels": (1, 4096),
+    "best": (1, 4096),
+    "seed": (0, 2**31 - 1),
+    "queue": (1, 2**31 - 1),  # Triton keeps it in 32 bits
+}
 
 
 def known_server(kind: str, parameters: Mapping[str, float]) -> KnownServer:
@@ -34,7 +49,7 @@ def known_server(kind: str, parameters: Mapping[str, float]) -> KnownServer:
     for name, value in values.items():
         _check_parameter(kind, name, value)
     return KnownServer(
-        kind=cast(Kind, kind),
+        kind=cast(KnownKind, kind),
         parameters=values,
         inputs=(_input(values),),
         outputs=(_fp32("OUTPUT", 1),) if kind == "image" else (_fp32("OUTPUT", values["elements"]),),
@@ -42,15 +57,39 @@ def known_server(kind: str, parameters: Mapping[str, float]) -> KnownServer:
     )
 
 
+def fitted(config: ServingConfig, server: KnownServer) -> ServingConfig:
+    """The config in which this server is what its name says; UsageError if that is not this one."""
+    if server.kind == "exponential" and config.max_batch != 1:
+        raise UsageError(
+            f"exponential serves one item at a time, and config {config.name} has max_batch {config.max_batch}; "
+            "use --config b1"
+        )
+    return _bounded(config, int(server.parameters["queue"])) if server.kind == "reject" else config
+
+
+def _bounded(config: ServingConfig, queue: int) -> ServingConfig:
+    """With the queue that `reject` is for, so that whoever reads the config reads the bound."""
+    if config.max_queue_size not in (0, queue):
+        raise UsageError(
+            f"config {config.name} has max_queue_size {config.max_queue_size}, and reject's queue is {queue}; "
+            f"serve reject:queue={config.max_queue_size}, or choose another config"
+        )
+    return dataclasses.replace(config, max_queue_size=queue)
+
+
 def _check_parameter(kind: str, name: str, value: float) -> None:
     if name not in KINDS[kind]:
         raise UsageError(f"{kind} has no parameter {name!r}; {did_you_mean(name, KINDS[kind])}")
-    if name == "service_ms" and not 0 < value <= LONGEST_SERVICE_MS:
-        raise UsageError(f"{kind}: service_ms is {value:g}, must be above 0 and at most {LONGEST_SERVICE_MS}")
-    if name in LARGEST and not (1 <= value <= LARGEST[name] and value == int(value)):
-        raise UsageError(f"{kind}: {name} is {value:g}, must be a whole number from 1 to {LARGEST[name]}")
+    if name.endswith("_ms") and not 0 < value <= LONGEST_MS:
+        raise UsageError(f"{kind}: {name} is {value:g}, must be above 0 and at most {LONGEST_MS}")
+    if name == "at_s" and not 0 <= value <= LONGEST_S:
+        raise UsageError(f"{kind}: {name} is {value:g}, must be from 0 to {LONGEST_S}")
     if name == "bits" and value not in IMAGE_DTYPES:
         raise UsageError(f"{kind}: bits is {value:g}, must be 8 (UINT8), 16 (FP16) or 32 (FP32)")
+    if name in WHOLE:
+        least, most = WHOLE[name]
+        if not (least <= value <= most and value == int(value)):
+            raise UsageError(f"{kind}: {name} is {value:g}, must be a whole number from {least} to {most}")
 
 
 def _input(values: Mapping[str, float]) -> Tensor:
@@ -64,7 +103,12 @@ def _fp32(name: str, size: float) -> Tensor:
     return Tensor(name=name, dtype="FP32", shape=(int(size),))
 
 
+def shared_modules(kind: str) -> tuple[str, ...]:
+    """Files of serve/models/ that a model imports; they are copied beside it."""
+    return ("stub.py",) if kind in UNTIMED else ("stub.py", "timed.py")
+
+
 def digest(kind: str) -> str:
-    """Of all that decides what the server does: its own module and the one that every model shares."""
-    content = b"".join((MODELS / name).read_bytes() for name in (f"{kind}.py", "stub.py"))
+    """Of all that decides what the server does: its own module and those that it shares with others."""
+    content = b"".join((MODELS / name).read_bytes() for name in (f"{kind}.py", *shared_modules(kind)))
     return hashlib.sha256(content).hexdigest()

@@ -57,7 +57,8 @@ def _variant(model: ModelCard | KnownServer, config: ServingConfig, mode: servin
             f"config {config.name} asks for {resolved.precision}, but {model.name} is exported as {model.precision};"
             " choose another config, or export the model in that precision"
         )
-    return Variant(model=model, config=resolved)
+    fitted = known.fitted(resolved, model) if isinstance(model, KnownServer) else resolved
+    return Variant(model=model, config=fitted)
 
 
 def _model(asked: str, out: Path) -> ModelCard | KnownServer:
@@ -150,9 +151,9 @@ def _content(variant: Variant, out: Path, gpu: bool) -> tuple[dict[str, str], Pa
         "variant.json": codec.to_json(variant, indent=2) + "\n",
     }
     if variant.config.backend == "python":
-        module = variant.model.kind if isinstance(variant.model, KnownServer) else "engine"
-        texts["1/model.py"] = (known.MODELS / f"{module}.py").read_text(encoding="utf-8")
-        texts["1/stub.py"] = (known.MODELS / "stub.py").read_text(encoding="utf-8")
+        kind = variant.model.kind if isinstance(variant.model, KnownServer) else "engine"
+        sources = {"model.py": f"{kind}.py", **{name: name for name in known.shared_modules(kind)}}
+        texts |= {f"1/{name}": (known.MODELS / source).read_text(encoding="utf-8") for name, source in sources.items()}
     return texts, _artifact(variant.model, out) if isinstance(variant.model, ModelCard) else None
 
 

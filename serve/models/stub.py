@@ -97,6 +97,11 @@ def _log(kind: str, args: dict[str, str]) -> TextIO | None:
     return (Path(folder) / f"{kind}-{variant}.{instance}.csv").open("a", buffering=1, encoding="ascii")
 
 
+def instance_number(args: dict[str, str]) -> int:
+    """0, 1, ... among the instances of a variant, which Triton names <variant>_<group>_<number>; Brim has one group."""
+    return int(args["model_instance_name"].rpartition("_")[2])
+
+
 def input_array(request: Any, name: str = "INPUT") -> np.ndarray[Any, Any]:
     """One tensor of a request; INPUT is what known servers call theirs."""
     array: np.ndarray[Any, Any] = pb_utils.get_input_tensor_by_name(request, name).as_numpy()

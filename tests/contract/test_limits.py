@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from brim.kserve import KServe
-from brim.records import LoadPoint, Server, ServingConfig, Target, Transport, Variant, Window
+from brim.records import KnownKind, LoadPoint, Server, ServingConfig, Target, Transport, Variant, Window
 from brim.say import Say
 from judging.edges import whole_batch_edge
 from judging.evidence import (
@@ -58,7 +58,7 @@ MOST_SENDERS, ROUNDS = 3, 3
 RUNS_S, TURN_S = 0.04, 0.2
 
 
-def variant(kind: known.Kind, name: str, parameters: dict[str, float], **config: Any) -> Variant:
+def variant(kind: KnownKind, name: str, parameters: dict[str, float], **config: Any) -> Variant:
     config = {"max_batch": 8, **config}
     return Variant(
         model=known.known_server(kind, parameters),

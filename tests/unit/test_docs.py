@@ -15,6 +15,7 @@ from brim.errors import EXIT_PRECEDENCE
 from brim.records import ServingConfig, Status, TargetLimit, Verdict
 from export.recipes import Recipe
 from loadtest.plan import LoadPlan
+from serve.known import KINDS
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 REFERENCE = (CHECKOUT / "docs" / "reference.md").read_text("utf-8")
@@ -99,6 +100,17 @@ def test_the_reference_has_exactly_the_keys_of_a_table(table: str) -> None:
     record, head = TABLES[table]
     keys = {field.name for field in dataclasses.fields(record)} - {head}
     assert set(re.findall(r"`(\w+)`", first_cells(section(table)))) == keys
+
+
+def test_the_reference_has_exactly_the_known_servers_with_their_parameters_and_defaults() -> None:
+    told = {}
+    for row in section("Known servers").splitlines():
+        if row.startswith("| `"):
+            _, kind, parameters, *_ = row.split("|")
+            defaults = re.findall(r"`(\w+)`[^`(]*\((\d+)\)", parameters)
+            told[kind.strip(" `")] = {name: float(default) for name, default in defaults}
+    shared = {"elements": 16.0}  # stands in the text above the table for all but `image`, which has none
+    assert {kind: told[kind] | (shared if kind != "image" else {}) for kind in told} == KINDS
 
 
 def test_the_reference_has_exactly_the_options_of_the_plain_locustfile() -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +14,10 @@ import pytest
 
 from engines import engine as engines_engine
 from serve.executions import itemised_by_instance, read_executions
+from serve.known import KINDS
+from tests.python_stub import Backend, FakeTensor, answers, backend_in, model, request
 
 Array = np.ndarray[Any, Any]
-
-
-@dataclass
-class FakeTensor:
-    name: str
-    array: Array
-
-    def as_numpy(self) -> Array:
-        return self.array
-
-
-@dataclass
-class FakeResponse:
-    """Like the stub's: either outputs or an error."""
-
-    output_tensors: list[FakeTensor] | None = None
-    error: str | None = None
 
 
 class Doubling:
@@ -57,85 +40,41 @@ class Doubling:
 
 
 @pytest.fixture
-def backend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[types.SimpleNamespace]:
-    """The module that only Triton's stub has, and an environment like the launcher's."""
-    logged: list[str] = []
-    module = types.ModuleType("triton_python_backend_utils")
-    module.__dict__.update(
-        Tensor=FakeTensor,
-        InferenceResponse=FakeResponse,
-        TritonError=str,
-        get_input_tensor_by_name=lambda request, name: request[name],
-        Logger=types.SimpleNamespace(log_info=logged.append),
-    )
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", module)
-    monkeypatch.setenv("BRIM_SERVER_FOLDER", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", "/some/checkout")
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(np, "__version__", "1.26.4")
-    made: list[Any] = []
-    yield types.SimpleNamespace(logged=logged, folder=tmp_path, made=made)
-    for each in made:
-        each.finalize()
-    for name in [name for name in sys.modules if name.startswith("serve.models")]:
-        del sys.modules[name]
+def backend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Backend]:
+    with backend_in(tmp_path, monkeypatch) as stand_in:
+        yield stand_in
 
 
-def model(backend: types.SimpleNamespace, kind: str, **parameters: str) -> Any:
-    """A model as the stub makes it, ended with the test."""
-    made = importlib.import_module(f"serve.models.{kind}").TritonPythonModel()
-    config = {"parameters": {key: {"string_value": value} for key, value in parameters.items()}}
-    made.initialize(
-        {
-            "model_name": f"{kind}__b4",
-            "model_instance_name": f"{kind}__b4_0_0",
-            "model_repository": "/repository/v",
-            "model_version": "1",
-            "model_config": json.dumps(config),
-        }
-    )
-    backend.made.append(made)
-    return made
-
-
-def request(values: list[list[float]], name: str = "INPUT") -> dict[str, FakeTensor]:
-    return {name: FakeTensor(name, np.array(values, dtype=np.float32))}
-
-
-def answers(responses: list[FakeResponse]) -> list[dict[str, Any]]:
-    return [{t.name: t.array.tolist() for t in response.output_tensors or ()} for response in responses]
-
-
-@pytest.mark.parametrize("kind", ["null", "image", "sleep", "engine"])
+@pytest.mark.parametrize("kind", [*KINDS, "engine"])
 @pytest.mark.parametrize("version", ["2.0.0", "2.4.6", "10.1"])
 def test_no_model_starts_under_numpy_2(
-    backend: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch, kind: str, version: str
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, kind: str, version: str
 ) -> None:
     monkeypatch.setattr(np, "__version__", version)
     with pytest.raises(RuntimeError, match=f"under numpy {version} Triton's stub would serve zeros, it needs 1.26"):
         model(backend, kind)
 
 
-def test_a_starting_model_logs_which_python_really_runs_it(backend: types.SimpleNamespace) -> None:
+def test_a_starting_model_logs_which_python_really_runs_it(backend: Backend) -> None:
     model(backend, "null")
     assert " ".join(sys.version.split()) in backend.logged[0]
     assert "null__b4_0_0" in backend.logged[0]
 
 
-def test_the_isolated_interpreter_is_shown_the_checkout(backend: types.SimpleNamespace) -> None:
+def test_the_isolated_interpreter_is_shown_the_checkout(backend: Backend) -> None:
     model(backend, "null")
     assert "/some/checkout" in sys.path
 
 
 def test_a_known_server_without_a_place_for_its_truth_does_not_start(
-    backend: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("BRIM_SERVER_FOLDER")
     with pytest.raises(RuntimeError, match="BRIM_SERVER_FOLDER is not set"):
         model(backend, "null")
 
 
-def test_null_gives_each_request_its_own_input_and_logs_the_batch_at_once(backend: types.SimpleNamespace) -> None:
+def test_null_gives_each_request_its_own_input_and_logs_the_batch_at_once(backend: Backend) -> None:
     null = model(backend, "null")
     assert answers(null.execute([request([[1, 2]]), request([[3, 4], [5, 6]])])) == [
         {"OUTPUT": [[1, 2]]},
@@ -146,7 +85,7 @@ def test_null_gives_each_request_its_own_input_and_logs_the_batch_at_once(backen
     assert start_ns < end_ns
 
 
-def test_image_gives_the_sum_of_each_images_first_pixel(backend: types.SimpleNamespace) -> None:
+def test_image_gives_the_sum_of_each_images_first_pixel(backend: Backend) -> None:
     pixels = np.arange(2 * 3 * 2 * 2, dtype=np.float32).reshape(2, 3, 2, 2)
     image = model(backend, "image")
     [response] = image.execute([{"INPUT": FakeTensor("INPUT", pixels)}])
@@ -156,7 +95,7 @@ def test_image_gives_the_sum_of_each_images_first_pixel(backend: types.SimpleNam
 
 @pytest.mark.parametrize(("dtype", "channels"), [(np.uint8, (255, 254, 253)), (np.float16, (65504, 65504, 1))])
 def test_image_sums_in_fp32_what_its_inputs_dtype_cannot_hold(
-    backend: types.SimpleNamespace, dtype: Any, channels: tuple[int, ...]
+    backend: Backend, dtype: Any, channels: tuple[int, ...]
 ) -> None:
     pixels = np.array(channels, dtype).reshape(1, 3, 1, 1)
     [response] = model(backend, "image").execute([{"INPUT": FakeTensor("INPUT", pixels)}])
@@ -165,8 +104,8 @@ def test_image_sums_in_fp32_what_its_inputs_dtype_cannot_hold(
     assert output.array.tolist() == [[sum(channels)]]
 
 
-def test_sleep_takes_its_service_time_for_a_batch_of_any_size(backend: types.SimpleNamespace) -> None:
-    sleep = model(backend, "sleep", **{"brim.parameters": '{"service_ms": 5.0}'})
+def test_sleep_takes_its_service_time_for_a_batch_of_any_size(backend: Backend) -> None:
+    sleep = model(backend, "sleep", {"brim.parameters": '{"service_ms": 5.0}'})
     sleep.execute([request([[1]])])
     assert answers(sleep.execute([request([[2]])] * 4)) == [{"OUTPUT": [[2]]}] * 4
     executions = read_executions(backend.folder, "sleep__b4")
@@ -178,7 +117,7 @@ CONFIG = json.dumps({"engine": "onnxruntime", "threads": 3, "engine_options": {"
 
 
 @pytest.fixture
-def doubling(backend: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Doubling, list[Any]]:
+def doubling(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Doubling, list[Any]]:
     """The engine model on top of Doubling, and what it opened it with."""
     engine, opened = Doubling(), []
 
@@ -187,7 +126,7 @@ def doubling(backend: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch) ->
         return engine
 
     monkeypatch.setattr(engines_engine, "open_engine", open_engine)
-    return model(backend, "engine", **{"brim.config": CONFIG, "brim.device": "cpu"}), engine, opened
+    return model(backend, "engine", {"brim.config": CONFIG, "brim.device": "cpu"}), engine, opened
 
 
 def test_the_engine_is_opened_once_as_the_config_says(doubling: tuple[Any, Doubling, list[Any]]) -> None:
@@ -230,7 +169,7 @@ def test_what_the_engine_refuses_is_told_to_every_request_of_the_batch_and_the_n
 
 
 def test_an_engine_logs_where_the_time_of_each_batch_went(
-    doubling: tuple[Any, Doubling, list[Any]], backend: types.SimpleNamespace
+    doubling: tuple[Any, Doubling, list[Any]], backend: Backend
 ) -> None:
     served, _, _ = doubling
     served.execute([request([[1]], "x"), request([[2], [3]], "x")])
@@ -245,7 +184,7 @@ def test_an_engine_logs_where_the_time_of_each_batch_went(
 
 def test_an_engine_serves_on_when_its_log_has_no_place_or_no_room(
     doubling: tuple[Any, Doubling, list[Any]],
-    backend: types.SimpleNamespace,
+    backend: Backend,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     served, _, _ = doubling
@@ -257,17 +196,17 @@ def test_an_engine_serves_on_when_its_log_has_no_place_or_no_room(
             monkeypatch.delenv("BRIM_SERVER_FOLDER")
         else:
             file.symlink_to("/dev/full")
-        again = model(backend, "engine", **{"brim.config": CONFIG, "brim.device": "cpu"})
+        again = model(backend, "engine", {"brim.config": CONFIG, "brim.device": "cpu"})
         for _ in range(2):
             assert answers(again.execute([request([[1]], "x")])) == [{"y": [[2]], "z": [[1]]}]
         assert file.exists() != remove
 
 
 def test_the_itemised_log_ends_where_it_would_grow_without_bound(
-    doubling: tuple[Any, Doubling, list[Any]], backend: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    doubling: tuple[Any, Doubling, list[Any]], backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.modules["serve.models.stub"], "ITEMISED_LINES", 2)
-    served = model(backend, "engine", **{"brim.config": CONFIG, "brim.device": "cpu"})
+    served = model(backend, "engine", {"brim.config": CONFIG, "brim.device": "cpu"})
     for value in range(4):
         assert answers(served.execute([request([[value]], "x")])) == [{"y": [[2 * value]], "z": [[value]]}]
     assert len(itemised_by_instance(backend.folder, "engine__b4")["0_0"]) == 2

@@ -15,7 +15,7 @@ from brim.errors import NoResource, UsageError
 from brim.records import ModelCard, ServingConfig, Tensor, Variant
 from serve.configs import Mode
 from serve.executions import read_executions
-from serve.known import known_server
+from serve.known import KINDS, known_server, shared_modules
 from serve.variants import build, load_variant, place, plan_variants
 
 
@@ -105,6 +105,37 @@ def test_a_known_server_takes_its_parameters_behind_a_colon(out: Path) -> None:
     assert variant.config == ServingConfig(name="b4", engine="known", backend="python")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_known_server_is_served_by_its_name_alone_where_the_config_suits_it(
+    out: Path, repository: Path, kind: str
+) -> None:
+    one = variant(f"{kind}__b1", out)
+    folder = build(one, out=out, repository=repository, viewed=())
+    assert one.model.engine_parameters == KINDS[kind]
+    assert {file.name for file in (folder / "1").iterdir()} == {"model.py", *shared_modules(kind)}
+    assert load_variant(repository, one.name) == one
+
+
+def test_reject_bounds_the_queue_that_its_config_leaves_open(out: Path) -> None:
+    assert variant("reject:queue=7", out).config.max_queue_size == 7
+    assert variant("sleep", out).config.max_queue_size == 0
+
+
+def test_a_config_that_bounds_the_queue_of_reject_otherwise_is_refused(out: Path, tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("[q]\nmax_queue_size = 64\n")
+
+    def planned(asked: str) -> Variant:
+        [one] = plan_variants([asked], [], out=out, configs_file=file, mode="embedded")
+        return one
+
+    assert planned("reject:queue=64").config.max_queue_size == 64
+    with pytest.raises(
+        UsageError, match="config q has max_queue_size 64, and reject's queue is 16; serve reject:queue=64"
+    ):
+        planned("reject")
+
+
 def test_two_models_that_would_bear_one_name_are_refused(out: Path) -> None:
     with pytest.raises(UsageError, match="'image:bits=8' would be image__b4 a second time, with other parameters"):
         names(out, ["image", "image:bits=8"], [])
@@ -127,7 +158,10 @@ def test_known_servers_take_and_give_what_their_parameters_say() -> None:
         ("nett", "there is no model 'nett'; did you mean 'net'? `brim export nett` makes one"),
         ("nul", "there is no model 'nul'; did you mean 'null'?"),
         ("net__b44", "there is no config 'b44'; did you mean 'b4'?"),
-        ("net:x=1", "only the known servers null, image, sleep take parameters"),
+        (
+            "net:x=1",
+            "only the known servers null, image, sleep, affine, exponential, contended, optimum, stall, reject ",
+        ),
         ("sleep:service=20", "sleep has no parameter 'service'; did you mean 'service_ms'?"),
         ("sleep:service_ms", "'service_ms' is not KEY=NUMBER"),
         ("sleep:service_ms=ten", "'service_ms=ten' is not KEY=NUMBER"),
@@ -138,6 +172,17 @@ def test_known_servers_take_and_give_what_their_parameters_say() -> None:
         ("image:bits=12", "bits is 12, must be 8 (UINT8), 16 (FP16) or 32 (FP32)"),
         ("image:bits=nan", "bits is nan, must be 8"),
         ("null:bits=8", "null has no parameter 'bits'"),
+        ("affine:tau0_ms=0", "affine: tau0_ms is 0, must be above 0 and at most 60000"),
+        ("affine:alpha_ms=60001", "affine: alpha_ms is 60001, must be above 0 and at most 60000"),
+        ("optimum:best=0", "optimum: best is 0, must be a whole number from 1 to 4096"),
+        ("optimum:best=2.5", "optimum: best is 2.5, must be a whole number"),
+        ("exponential", "exponential serves one item at a time, and config b4 has max_batch 4; use --config b1"),
+        ("exponential:seed=-1__b1", "exponential: seed is -1, must be a whole number from 0 to 2147483647"),
+        ("stall:at_s=-1", "stall: at_s is -1, must be from 0 to 86400"),
+        ("stall:at_s=nan", "stall: at_s is nan, must be from 0"),
+        ("stall:stall_ms=inf", "stall: stall_ms is inf, must be above 0"),
+        ("reject:queue=0", "reject: queue is 0, must be a whole number from 1"),
+        ("contended:queue=4", "contended has no parameter 'queue'"),
         ("null__b4t2", "sets threads, but a known server has no engine"),
         ("../net", "there is no model '../net'"),
     ],
