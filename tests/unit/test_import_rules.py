@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-ROOMS = ("analysis", "brim", "export", "engines", "serve", "loadtest", "judging", "experiments", "install")
+ROOMS = ("analysis", "brim", "export", "engines", "serve", "loadtest", "judging", "queueing", "experiments", "install")
 
 #: room -> what it may import besides the standard library and itself.
 ALLOWED = {
@@ -20,20 +20,25 @@ ALLOWED = {
     "serve": {"brim", "tritonclient", "google", "psutil", "click"},
     "loadtest": {"brim", "judging", "numpy", "polars", "tritonclient", "grpc", "google", "psutil", "prometheus_client"},
     "judging": {"brim", "queueing", "numpy", "scipy"},
-    "analysis": {"brim", "judging", "numpy", "scipy", "polars", "jinja2", "markupsafe", "matplotlib", "click"},
+    "queueing": {"brim", "numpy", "scipy"},
+    "analysis": {
+        "brim", "judging", "queueing", "numpy", "scipy", "polars", "jinja2", "markupsafe", "matplotlib", "click",
+    },
     "install": {"brim", "click"},
     "experiments": {
-        "brim", "export", "engines", "serve", "loadtest", "judging", "analysis", "numpy", "psutil", "click", "torch",
-        "timm",
+        "brim", "export", "engines", "serve", "loadtest", "judging", "queueing", "analysis", "numpy", "psutil",
+        "click", "torch", "timm",
     },
 }  # fmt: skip
 #: Files whose job is to wrap what the rest of their room must not see.
 EXCEPTIONS = {
     "brim/live.py": {"brim", "rich"},
+    "queueing/kernel.py": {"numba", "numpy"},
     "brim/cli.py": {"analysis", "click", "export", "serve", "experiments", "install"},
     "serve/models": {"engines", "numpy", "triton_python_backend_utils"},
     "loadtest/senders": {
         "brim", "loadtest", "locust", "gevent", "geventhttpclient", "grpc", "tritonclient", "numpy", "click", "zmq",
+        "mlperf_loadgen",
     },
 }  # fmt: skip
 
@@ -80,7 +85,14 @@ def test_the_front_door_opens_without_any_heavy_import() -> None:
     code = (
         "import sys, brim.cli\n"
         "try: brim.cli.front_door.main(['--help'], standalone_mode=False)\n"
-        "finally: print([m for m in ('numpy', 'torch', 'locust', 'tritonclient') if m in sys.modules], file=sys.stderr)"
+        "finally: print([m for m in ('numpy', 'numba', 'torch', 'locust', 'tritonclient') if m in sys.modules],"
+        " file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=CHECKOUT, check=True)
     assert done.stderr.strip() == "[]"
+
+
+def test_only_who_simulates_waits_for_the_compiler() -> None:
+    code = "import sys, queueing.arrivals, queueing.batcher, queueing.closed_forms; print('numba' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=CHECKOUT, check=True)
+    assert done.stdout.strip() == "False"
