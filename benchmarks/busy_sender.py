@@ -18,9 +18,9 @@ class BusyUser(locust_http.KServeUser):
 
     loops = int(os.environ[LOOPS])
 
-    def _one(self) -> int:
+    def _one(self, due_ns: int = 0) -> int:
         work(self.loops)
-        return super()._one()
+        return super()._one(due_ns)
 
 
 if __name__ == "__main__":

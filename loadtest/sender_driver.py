@@ -18,12 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from brim import disk, layout
+from brim import disk, guard, layout
 from brim.errors import BrimError, NoResource, NotReady, UsageError, WorkerLost, did_you_mean
 from brim.records import Status
 from judging.rows import decode
 from loadtest.driver import LoadResult, LoadSpec, RunningLoad, counts_of
 from loadtest.senders.answers import clean
+from loadtest.senders.job import pace_ns
 from loadtest.senders.tally import result_file, row_file
 
 READY_WITHIN_S = 90.0  # importing Locust takes a second or two, on a busy machine many
@@ -45,11 +46,12 @@ MODULES = {
     "grpc_aio": "loadtest.senders.grpc_run",
     "tritonclient_http": "loadtest.senders.tritonclient_http",
     "tritonclient_grpc": "loadtest.senders.tritonclient_grpc",
+    "loadgen": "loadtest.senders.loadgen_run",
 }
 
 
 class SenderDriver:
-    """Drives closed-loop load with the sender that the load point names."""
+    """Drives load with the sender that the load point names."""
 
     generator: Literal["locust", "perf_analyzer", "loadgen"] = "locust"
     ends_itself = False
@@ -57,30 +59,35 @@ class SenderDriver:
     def start(self, spec: LoadSpec, folder: Path) -> RunningLoad:
         """Start the senders, wait until each has its connections, and release them together."""
         _require_ours(spec)
-        disk.make_folder(folder)
-        spec_file = disk.save(folder / "spec.json", spec)
-        children = []
-        try:
-            for number in range(spec.point.senders):
-                children.append(_spawn(spec_file, folder, number, spec))
-            for child in children:
-                _await_ready(child)
-            start_ns = time.monotonic_ns() + LEAD_NS
-            for child in children:
-                _tell(child, f"start {start_ns}\n")
-        except BaseException:
-            _end(children)
-            raise
-        return SenderLoad(spec, folder, children)
+        return begin(spec, folder)
+
+
+def begin(spec: LoadSpec, folder: Path) -> RunningLoad:
+    """Start the processes of spec.point.sender, wait until each has its connections, and release them together."""
+    disk.make_folder(folder)
+    spec_file = disk.save(folder / "spec.json", spec)
+    children: list[subprocess.Popen[str]] = []
+    try:
+        for number in range(spec.point.senders):
+            children.append(_spawn(spec_file, folder, number, spec))
+        for child in children:
+            _await_ready(child)
+        start_ns = time.monotonic_ns() + LEAD_NS
+        for child in children:
+            _tell(child, f"start {start_ns}\n")
+    except BaseException:
+        _end(children)
+        raise
+    return SenderLoad(spec, folder, children, start_ns)
 
 
 class SenderLoad:
     """The running senders of one load point."""
 
-    def __init__(self, spec: LoadSpec, folder: Path, children: Sequence[subprocess.Popen[str]]) -> None:
+    def __init__(self, spec: LoadSpec, folder: Path, children: Sequence[subprocess.Popen[str]], start_ns: int) -> None:
         self._spec, self._folder, self._children = spec, folder, children
         self._workers = tuple(range(spec.first_worker, spec.first_worker + len(children)))
-        self._started_ns = time.monotonic_ns()
+        self._start_ns = start_ns
         self._deadline = time.monotonic() + spec.seconds + spec.drain_s + MARGIN_S
         self._stopped = False
 
@@ -130,7 +137,7 @@ class SenderLoad:
             return recovered(
                 row_file(Path(self._spec.rows), worker),
                 worker,
-                start_ns=self._started_ns,
+                start_ns=self._start_ns,
                 end_ns=time.monotonic_ns(),
                 reason=reason,
                 no_room=no_room,
@@ -180,15 +187,30 @@ def merged(parts: Sequence[LoadResult]) -> LoadResult:
         samples=tuple(s for p in parts for s in p.samples),
         reason=next((p.reason for p in parts if p.ended == ended), ""),
         no_room=any(p.no_room for p in parts),
+        unsent=sum(p.unsent for p in parts),
     )
 
 
 def _require_ours(spec: LoadSpec) -> None:
+    """UsageError for what these senders do not send."""
     point = spec.point
-    if point.mode != "closed":
-        raise UsageError("the senders send in a closed loop; open loop comes later, use --concurrency")
     if point.sender not in MODULES:
         raise UsageError(f"no sender is called {point.sender!r}; {did_you_mean(point.sender, MODULES)}")
+    if (point.mode == "open") != (spec.arrivals is not None):
+        raise UsageError(f"a load point that is {point.mode} with arrivals {spec.arrivals}: an open loop needs them")
+    if point.rate_per_s is not None:
+        _require_allowed(spec, point.rate_per_s)
+
+
+def _require_allowed(spec: LoadSpec, rate_per_s: float) -> None:
+    """UsageError if the schedule is faster than its host may be loaded: what is due cannot be slowed down."""
+    endpoint = guard.parse_url(spec.url)
+    if rate_per_s * pace_ns(endpoint, spec.allowed, senders=1) > 1e9:
+        most = spec.allowed[endpoint.host].max_rate_per_s
+        raise UsageError(
+            f"{rate_per_s:g} requests/s are more than the {most:g}/s that {endpoint.host} may get; lower the rate, "
+            "or raise max_rate_per_s in the project file if the host is yours to load"
+        )
 
 
 def _spawn(spec_file: Path, folder: Path, number: int, spec: LoadSpec) -> subprocess.Popen[str]:

@@ -1,4 +1,4 @@
-"""A closed loop of asyncio tasks in one sender process: each slot sends one request after another.
+"""Asyncio tasks that send, in one process: slots with one request in flight after another, in closed or open loop.
 
 How a request is sent and judged is the slot's own; the load's rows and result are written by the shell.
 """
@@ -17,7 +17,9 @@ from brim.errors import NotReady
 from brim.records import Status
 from loadtest.driver import LoadSpec
 from loadtest.senders import shell
+from loadtest.senders.alarm import Alarm
 from loadtest.senders.backoff import Backoff
+from loadtest.senders.dispatch import Dispatcher
 from loadtest.senders.job import Job
 
 
@@ -57,8 +59,22 @@ class Slot:
                         return
                 await self._one()
 
-    async def _one(self) -> None:
-        """One request from its first byte to its row."""
+    async def send_arrivals(self, dispatcher: Dispatcher) -> None:
+        """In open loop, send whatever is due for this slot, until the job is over."""
+        job, loop = self.job, asyncio.get_running_loop()
+        with job.watched():
+            while not job.stopping:
+                if not (due_ns := dispatcher.overdue()):
+                    woken: asyncio.Future[int] = loop.create_future()
+                    dispatcher.park(woken.set_result)
+                    due_ns = await woken
+                if not job.stopping:
+                    await self._one(due_ns)
+                    if self._backoff.pause_s:
+                        await asyncio.sleep(self._backoff.pause_s)
+
+    async def _one(self, due_ns: int = 0) -> None:
+        """One request from its first byte to its row, due at an instant in open loop."""
         job, payload = self.job, self._payload
         self._payload = (payload + 1) % len(job.requests)
         self.sent_ns = sent_ns = time.monotonic_ns()
@@ -75,7 +91,7 @@ class Slot:
             if status is Status.TIMED_OUT:  # the deadline's own clock may be a little ahead
                 done_ns = max(done_ns, sent_ns + job.timeout_ns)
             self.sent_ns, self.overdue = 0, False
-            job.record(sent_ns, done_ns, status, text)
+            job.record(due_ns or sent_ns, sent_ns, done_ns, status, text)
         if status is Status.OK and done_ns >= job.samples.due_ns:
             job.samples.offer(done_ns, payload, None, self.answer())
         if self.broken:
@@ -122,12 +138,18 @@ class AsyncioSender:
 
     async def _send(self) -> None:
         share, job = self._share, self._share.job
-        await asyncio.sleep(max(0.0, (await _start_ns() - time.monotonic_ns()) / 1e9))
+        start_ns = await _start_ns()
         slots = [self._wire.slot(number) for number in range(share.concurrency)]
-        end_ns = share.begin()
+        if share.dispatcher is None:
+            await asyncio.sleep(max(0.0, (start_ns - time.monotonic_ns()) / 1e9))
+            tasks = [asyncio.create_task(slot.load()) for slot in slots]
+        else:  # the first arrival, too, is the alarm's
+            tasks = [asyncio.create_task(slot.send_arrivals(share.dispatcher)) for slot in slots]
+            share.dispatcher.begin(start_ns, _alarm)
+        end_ns = share.begin(start_ns)
         keepers = [asyncio.create_task(_keep_flushing(share)), asyncio.create_task(_enforce_deadlines(job))]
-        tasks = [asyncio.create_task(slot.load()) for slot in slots]
-        await _until(lambda: job.stopping, end_ns)
+        await _until(share.over, end_ns)
+        await _until(share.caught_up, end_ns + shell.CATCH_UP_NS)
         job.stop("finished")
         await _until(lambda: not job.in_flight, time.monotonic_ns() + int(share.spec.drain_s * 1e9))
         for task in (*tasks, *keepers):
@@ -135,6 +157,12 @@ class AsyncioSender:
         await asyncio.gather(*tasks, *keepers, return_exceptions=True)
         await self._wire.close()
         share.write()
+
+
+def _alarm(ring: Callable[[], None]) -> Alarm:
+    """One that rings in the running loop."""
+    loop = asyncio.get_running_loop()
+    return Alarm(lambda fd: loop.add_reader(fd, ring), lambda seconds: loop.call_later(seconds, ring))
 
 
 async def _start_ns() -> int:

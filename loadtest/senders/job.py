@@ -72,6 +72,7 @@ class Job:
         self.users: list[Wires] = []
         self.texts, self.samples = Texts(), Samples(samples, len(self.requests), time.monotonic_ns())
         self.stopping = False
+        self.stopped_ns = 0  # since when
         self.ended: Ended = "finished"
         self.reason = ""
         self.no_room = False
@@ -83,6 +84,7 @@ class Job:
         """Send no more; the first cause is kept."""
         if not self.stopping:
             self.ended, self.reason, self.stopping = ended, reason, True
+            self.stopped_ns = time.monotonic_ns()
 
     def out_of_room(self, error: NoResource) -> None:
         """The disk is full: end, and say so."""
@@ -92,7 +94,8 @@ class Job:
     def crash(self, reason: str) -> None:
         """End, and say why: the worst end there is, so it stands above one that came before."""
         if self.ended != "crashed":
-            self.ended, self.reason, self.stopping = "crashed", reason, True
+            self.stop("crashed")
+            self.ended, self.reason = "crashed", reason
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -108,10 +111,10 @@ class Job:
         """What such an exception says, fit to be kept."""
         return clean(self.redact(f"sender: {error!r}"))
 
-    def record(self, sent_ns: int, done_ns: int, status: Status, text: str) -> None:
+    def record(self, intended_ns: int, sent_ns: int, done_ns: int, status: Status, text: str) -> None:
         """Take down one request that has ended (closed loop: it was intended when it was sent)."""
         try:
-            self.rows.add(sent_ns, sent_ns, done_ns, status)
+            self.rows.add(intended_ns, sent_ns, done_ns, status)
         except NoResource as error:
             self.out_of_room(error)
         if text:

@@ -24,9 +24,11 @@ from locust.exception import StopUser
 from brim import guard
 from brim.errors import BrimError, NotReady, UsageError
 from brim.records import Status
+from loadtest.senders import greenlets
 from loadtest.senders.answers import Garbage, Head, clean, read_head
 from loadtest.senders.backoff import CONNECT_S, Backoff
 from loadtest.senders.connection import Connection
+from loadtest.senders.dispatch import Dispatcher
 from loadtest.senders.job import Job, load_pool, ramp_s
 from loadtest.senders.tls_connection import TlsConnection
 
@@ -42,6 +44,7 @@ class KServeUser(User):  # type: ignore[misc]  # Locust is not annotated
         self.job: Job = environment.brim_job
         self.sent_ns, self.overdue = 0, False
         self._log_request = environment.stats.log_request
+        self._dispatcher: Dispatcher | None = getattr(environment, "brim_dispatcher", None)  # of an open loop
         self._connection: Connection | TlsConnection | None = None
         self._buffer = bytearray(BUFFER_BYTES)
         self._view = memoryview(self._buffer)
@@ -62,6 +65,8 @@ class KServeUser(User):  # type: ignore[misc]  # Locust is not annotated
             except BrimError as error:
                 self.job.refusal = error
         self.environment.brim_waiting += 1
+        if self._dispatcher is not None:  # which starts each arrival when it is due
+            return
         released.wait()
         gevent.sleep(ramp_s(position, self.environment.brim_users))
 
@@ -74,6 +79,8 @@ class KServeUser(User):  # type: ignore[misc]  # Locust is not annotated
         """Send requests for a short while; StopUser when the job is over."""
         until = time.monotonic_ns() + BURST_NS
         with self.job.watched():
+            if self._dispatcher is not None:
+                self._send_arrivals(self._dispatcher)
             while not self.job.stopping:
                 wait_s = self.job.turn_s()
                 if wait_s:
@@ -84,18 +91,26 @@ class KServeUser(User):  # type: ignore[misc]  # Locust is not annotated
                     return
         raise StopUser
 
+    def _send_arrivals(self, dispatcher: Dispatcher) -> None:
+        """In open loop, send whatever is due for this user, until the job is over."""
+        while not self.job.stopping:
+            due_ns = greenlets.next_arrival(dispatcher)
+            if not self.job.stopping:
+                self._one(due_ns)
+
     def cut(self) -> None:
         """Break the connection, so that this user's greenlet wakes from whatever it waits for."""
         if self._connection is not None:
             self._connection.cut()
 
-    def _one(self) -> int:
-        """One request from its first byte to its row; the instant when it ended."""
+    def _one(self, due_ns: int = 0) -> int:
+        """One request from its first byte to its row, due at an instant in open loop; the instant when it ended."""
         job = self.job
         payload = self._payload
         self._payload = (payload + 1) % len(job.requests)
         total = 0
         self.sent_ns = sent_ns = time.monotonic_ns()
+        intended_ns = due_ns or sent_ns
         try:
             connection = self._connection or self._connect()
             if self.overdue:  # while it connected: nobody will cut it any more
@@ -114,24 +129,24 @@ class KServeUser(User):  # type: ignore[misc]  # Locust is not annotated
             self._drop()
             status, text = self._broken(error)
         except Exception as error:  # a bug in here must count against the figure, never beside it
-            self._ended(sent_ns, time.monotonic_ns(), Status.FAILED, job.bug(error), 0)
+            self._ended(intended_ns, sent_ns, time.monotonic_ns(), Status.FAILED, job.bug(error), 0)
             raise
         except BaseException:  # the greenlet is being killed: the request was in flight when we stopped
             self.sent_ns = 0
-            job.record(sent_ns, time.monotonic_ns(), Status.CANCELLED, "")
+            job.record(intended_ns, sent_ns, time.monotonic_ns(), Status.CANCELLED, "")
             raise
         done_ns = time.monotonic_ns()
-        self._ended(sent_ns, done_ns, status, text, total)
+        self._ended(intended_ns, sent_ns, done_ns, status, text, total)
         if done_ns >= job.samples.due_ns and status is Status.OK:
             self._offer_sample(done_ns, payload, total)
         if self._backoff.pause_s:
             gevent.sleep(self._backoff.pause_s)
         return done_ns
 
-    def _ended(self, sent_ns: int, done_ns: int, status: Status, text: str, total: int) -> None:
+    def _ended(self, intended_ns: int, sent_ns: int, done_ns: int, status: Status, text: str, total: int) -> None:
         self.sent_ns, self.overdue = 0, False
-        self.job.record(sent_ns, done_ns, status, text)
-        self._log_request("POST", "infer", (done_ns - sent_ns) / 1e6, total)
+        self.job.record(intended_ns, sent_ns, done_ns, status, text)
+        self._log_request("POST", "infer", (done_ns - intended_ns) / 1e6, total)
         if text:
             self.environment.stats.log_error("POST", "infer", text)
 

@@ -34,7 +34,7 @@ class Sender(shell.Share):
             environment = Environment(user_classes=[locust_http.KServeUser], host=self.payload.url)
             environment.create_local_runner()
         self.environment = environment
-        self.environment.brim_job = self.job
+        self.environment.brim_job, self.environment.brim_dispatcher = self.job, self.dispatcher
         self.environment.brim_released = gevent.event.Event()
         self.environment.brim_users, self.environment.brim_waiting = self.concurrency, 0
 
@@ -57,8 +57,7 @@ class Sender(shell.Share):
 
     def load(self, start_ns: int) -> None:
         """Send from that instant until told to stop or time is over, drain, and write the result."""
-        greenlets.sleep_until(start_ns)
-        end_ns = self.begin()
+        end_ns = greenlets.begin(self, start_ns)
         keepers = [gevent.spawn(locust_http.enforce_deadlines, self.job), gevent.spawn(greenlets.keep_flushing, self)]
         self.environment.brim_released.set()
         greenlets.load_and_drain(self, end_ns)

@@ -20,10 +20,13 @@ from brim.errors import BrimError, NoResource, NotReady
 from brim.offspring import die_with
 from brim.records import Status
 from loadtest.driver import LoadResult, LoadSpec, counts_of
+from loadtest.senders import schedule
+from loadtest.senders.dispatch import Dispatcher
 from loadtest.senders.job import Job, load_pool, share
 from loadtest.senders.tally import RowFile, result_file, row_file
 
 FLUSH_S = 0.5
+CATCH_UP_NS = 100_000_000  # at the end of an open loop, for what was due just before
 CONNECT_WITHIN_S = 60.0  # for every user of this sender
 START_WITHIN_S = 180.0  # for the parent to say start: the other senders must be ready too
 NEVER_STARTED = "the parent never said start"
@@ -75,7 +78,7 @@ class Share:
         if spec.cpus:
             os.sched_setaffinity(0, spec.cpus)
         self.spec, self.worker = spec, spec.first_worker + number
-        self.concurrency = share(spec.point.concurrency or 1, spec.point.senders, number)
+        self.concurrency = share(spec.point.slots, spec.point.senders, number)
         _allow_files(self.concurrency + SPARE_FILES)
         self.payload, requests = load_pool(Path(spec.payload))
         self.rows = RowFile(row_file(Path(spec.rows), self.worker), self.worker, self.payload.items_per_request)
@@ -83,19 +86,32 @@ class Share:
             payload=self.payload,
             requests=requests,
             allowed=spec.allowed,
-            users=self.concurrency,
+            users=self.concurrency if spec.arrivals is None else 1,  # in open loop most slots may have nothing to do
             senders=spec.point.senders,
             timeout_s=spec.timeout_s,
             samples=share(spec.samples, spec.point.senders, number),
             rows=self.rows,
             access=spec.access,
         )
+        self.dispatcher: Dispatcher | None = None  # of an open loop
+        if spec.arrivals is not None:
+            arrivals = schedule.read(Path(spec.arrivals), number, spec.point.senders, spec.seconds)
+            self.dispatcher = Dispatcher(self.job, arrivals, self.concurrency)
         self._start_ns, self._cpu_s = 0, 0.0
 
-    def begin(self) -> int:
-        """The load begins now; the instant when it is to end by itself."""
-        self._start_ns, self._cpu_s = time.monotonic_ns(), time.process_time()
+    def begin(self, start_ns: int) -> int:
+        """The load begins (an open one at `start_ns`, which its arrivals count from); when it is to end by itself."""
+        self._start_ns = start_ns if self.dispatcher else time.monotonic_ns()
+        self._cpu_s = time.process_time()
         return self._start_ns + int(self.spec.seconds * 1e9)
+
+    def over(self) -> bool:
+        """Nothing is to be sent any more."""
+        return self.job.stopping or (self.dispatcher is not None and self.dispatcher.done)
+
+    def caught_up(self) -> bool:
+        """Nothing is left that was due and could have been sent."""
+        return self.job.stopping or self.dispatcher is None or not self.dispatcher.behind
 
     def flush(self) -> None:
         """Rows to the disk; a full one ends the load."""
@@ -124,6 +140,7 @@ class Share:
             no_room=job.no_room,
             errors=dict(job.texts.counts),
             samples=job.samples.write(folder, self.worker),
+            unsent=self.dispatcher.unsent(sum(counts)) if self.dispatcher else 0,
         )
         disk.save(result_file(folder, self.worker), result)
 

@@ -26,6 +26,7 @@ from loadtest.driver import LoadSpec
 from loadtest.senders import greenlets, shell
 from loadtest.senders.answers import clean
 from loadtest.senders.backoff import CONNECT_S, Backoff
+from loadtest.senders.dispatch import Dispatcher
 from loadtest.senders.job import ramp_s
 from loadtest.senders.tritonclient_pool import ClientPool
 
@@ -106,8 +107,18 @@ class Slot:
                 if not job.stopping:
                     self._one()
 
-    def _one(self) -> None:
-        """One request from its making to its row."""
+    def send_arrivals(self, dispatcher: Dispatcher) -> None:
+        """In open loop, send whatever is due for this slot, until the job is over."""
+        job = self._job
+        with job.watched():
+            while not job.stopping:
+                due_ns = greenlets.next_arrival(dispatcher)
+                if not job.stopping:
+                    self._one(due_ns)
+                    gevent.sleep(self._backoff.pause_s)
+
+    def _one(self, due_ns: int = 0) -> None:
+        """One request from its making to its row, due at an instant in open loop."""
         job, payload, result = self._job, self._payload, None
         self._payload = (payload + 1) % len(job.requests)
         self.sent_ns = sent_ns = time.monotonic_ns()
@@ -119,7 +130,7 @@ class Slot:
             if status is Status.TIMED_OUT:  # the timer's own clock may be a little ahead
                 done_ns = max(done_ns, sent_ns + job.timeout_ns)
             self.sent_ns = 0
-            job.record(sent_ns, done_ns, status, text)
+            job.record(due_ns or sent_ns, sent_ns, done_ns, status, text)
         if status is Status.OK and done_ns >= job.samples.due_ns:
             job.samples.offer(done_ns, payload, None, self._pool.message(result))
 
@@ -179,11 +190,15 @@ class GreenletSender:
 
     def send(self) -> None:
         """Load from the common instant until told to stop or time is over, drain, and write the result."""
-        share = self._share
-        greenlets.sleep_until(greenlets.start_ns())
-        end_ns = share.begin()
+        share, dispatcher = self._share, self._share.dispatcher
+        start_ns = greenlets.start_ns()
+        if dispatcher is not None:
+            # The first one, which has its connection, is the last one to be idle, so the first to send.
+            loading = [gevent.spawn(slot.send_arrivals, dispatcher) for slot in reversed(self._slots)]
+        end_ns = greenlets.begin(share, start_ns)
         keeper = gevent.spawn(greenlets.keep_flushing, share)
-        loading = [gevent.spawn(slot.load) for slot in self._slots]
+        if dispatcher is None:
+            loading = [gevent.spawn(slot.load) for slot in self._slots]
         greenlets.load_and_drain(share, end_ns)
         gevent.killall([*loading, keeper])  # what is still in flight, each slot takes down as cancelled
         share.write()

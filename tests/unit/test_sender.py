@@ -330,7 +330,7 @@ def test_a_connection_in_between_starts_the_count_again(monkeypatch: pytest.Monk
 
 def test_the_first_cause_of_an_end_is_kept() -> None:
     shared = job()
-    shared.record(1, 2, Status.OK, "")
+    shared.record(1, 1, 2, Status.OK, "")
     shared.stop("stopped")
     assert (shared.ended, shared.reason, shared.no_room) == ("crashed", "requests/0.bin: no room left", True)
 
