@@ -5,66 +5,26 @@ Pure: equal probes give equal bytes. Nothing foreign but the item's name gets in
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Any
 
-import matplotlib
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from analysis.drawing import CEILING, MOST_MARKS, OTHER, OWN, PAPER, POINT, canvas, svg
 from analysis.probes import Split, of_the_curve
 from analysis.words import clean, number
 from brim.records import Probe, Saturation
 
-#: Colours that the page's style defines, for light and dark; the numbers only mark the place of each in the SVG.
-_INK, _GRID, _OWN, _OTHER, _CEILING, _POINT, _PAPER = (f"#00000{n}" for n in range(1, 8))
-_VARIABLES = {
-    _INK: "ink",
-    _GRID: "grid",
-    _OWN: "own",
-    _OTHER: "other",
-    _CEILING: "ceiling",
-    _POINT: "point",
-    _PAPER: "paper",
-}
-
-_STYLE: Mapping[Any, Any] = {
-    "svg.hashsalt": "brim",  # ids depend on what is drawn, not on chance
-    "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
-    "text.parse_math": False,
-    "font.size": 10,
-    "text.color": _INK,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.6,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "errorbar.capsize": 3,
-}
-_NO_METADATA = {"Creator": None, "Date": None, "Format": None, "Type": None}
-
 #: Purpose of a load -> marker, colour and words; the shapes tell them apart without colour.
 _KINDS: Mapping[str, tuple[str, str, str]] = {
-    "cross_check": ("s", _OTHER, "the other generator"),
-    "search": ("o", _OWN, "search"),
-    "one_more_sender": ("^", _OWN, "one more sender"),
-    "transfer": ("v", _OWN, "other data path"),
-    "figure": ("D", _OWN, "figure"),
+    "cross_check": ("s", OTHER, "the other generator"),
+    "search": ("o", OWN, "search"),
+    "one_more_sender": ("^", OWN, "one more sender"),
+    "transfer": ("v", OWN, "other data path"),
+    "figure": ("D", OWN, "figure"),
 }
-#: More marks than this are not told apart any more, and would only make the page larger.
-_MOST_MARKS = 300
 #: More bars than this are put together.
 _MOST_BARS = 40
 _MOST_LEVELS = 14
@@ -74,19 +34,17 @@ _MOST_TICKS = 12
 
 def curve(probes: Sequence[Probe], answer: Saturation | None, item: str) -> Markup:
     """Throughput, and p99 below it, against requests in flight; hollow marks are of loads that were not steady."""
-    drawn = [p for p in probes if p.items_per_s is not None and p.at.concurrency is not None][:_MOST_MARKS]
+    drawn = [p for p in probes if p.items_per_s is not None and p.at.concurrency is not None][:MOST_MARKS]
     if not drawn:
         return Markup("")
-    with matplotlib.rc_context():
-        _our_style()
-        figure = Figure(figsize=(6.6, 5.0), layout="constrained")
+    with canvas(5.0) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         _throughput(upper, drawn, answer, item)
         _latency(lower, drawn)
         _load_point(upper, lower, answer)
         _concurrency_axis(lower, drawn)
         figure.legend(*upper.get_legend_handles_labels(), loc="outside upper left", ncols=3)
-        return _svg(figure, "Throughput and p99 latency against requests in flight")
+        return svg(figure, "Throughput and p99 latency against requests in flight")
 
 
 def batches(shares: Mapping[int, float], max_batch: int) -> Markup:
@@ -94,11 +52,9 @@ def batches(shares: Mapping[int, float], max_batch: int) -> Markup:
     if not shares:
         return Markup("")
     bars = _bars(shares, max(max_batch, *shares))
-    with matplotlib.rc_context():
-        _our_style()
-        figure = Figure(figsize=(6.6, 2.5), layout="constrained")
+    with canvas(2.5) as figure:
         axes = figure.subplots()
-        axes.bar(range(len(bars)), [100 * share for _, share in bars], color=_OWN, width=0.8)
+        axes.bar(range(len(bars)), [100 * share for _, share in bars], color=OWN, width=0.8)
         axes.set(ylim=(0, 115 * max(share for _, share in bars)), ylabel="% of the items", xlabel="batch size")
         every = math.ceil(len(bars) / _MOST_TICKS)
         axes.set_xticks(range(0, len(bars), every), [label for label, _ in bars[::every]])
@@ -106,7 +62,7 @@ def batches(shares: Mapping[int, float], max_batch: int) -> Markup:
         for position, (_, share) in enumerate(bars if len(bars) <= 2 * _MOST_TICKS else ()):
             if share:
                 axes.annotate(_percent(share), (position, 100 * share), (0, 2), textcoords="offset points", ha="center")
-        return _svg(figure, "Share of the items by the size of the batch that they were in")
+        return svg(figure, "Share of the items by the size of the batch that they were in")
 
 
 def time(splits: Sequence[Split]) -> Markup:
@@ -114,21 +70,19 @@ def time(splits: Sequence[Split]) -> Markup:
     if not splits:
         return Markup("")
     shown = _thinned(splits, _MOST_LEVELS)
-    with matplotlib.rc_context():
-        _our_style()
-        figure = Figure(figsize=(6.6, 1.2 + 0.32 * len(shown)), layout="constrained")
+    with canvas(1.2 + 0.32 * len(shown)) as figure:
         axes = figure.subplots()
         begin = [0.0] * len(shown)
-        for part, colour, hatch in (("queue", _OTHER, "//"), ("engine", _OWN, ""), ("outside", _CEILING, "\\\\")):
+        for part, colour, hatch in (("queue", OTHER, "//"), ("engine", OWN, ""), ("outside", CEILING, "\\\\")):
             widths = [max(0.0, getattr(split, part)) for split in shown]
             axes.barh(range(len(shown)), widths, left=begin, color=colour, height=0.7, label=_PARTS[part], hatch=hatch,
-                      edgecolor=_PAPER, linewidth=0)  # fmt: skip
+                      edgecolor=PAPER, linewidth=0)  # fmt: skip
             begin = [left + width for left, width in zip(begin, widths, strict=True)]
         axes.set_yticks(range(len(shown)), [str(split.concurrency) for split in shown])
         axes.set(xlabel="ms of a request, mean", ylabel="in flight")
         axes.grid(visible=False, axis="y")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3)
-        return _svg(figure, "Mean time of a request in the queue, in the engine and outside the server")
+        return svg(figure, "Mean time of a request in the queue, in the engine and outside the server")
 
 
 _PARTS = {"queue": "waits in the server's queue", "engine": "in the engine", "outside": "outside: transport, client"}
@@ -140,13 +94,13 @@ def _throughput(axes: Axes, probes: Sequence[Probe], answer: Saturation | None, 
         if of_the_curve(probe) and probe.items_per_s is not None:
             curve_points.setdefault(probe.at.concurrency or 1, []).append(probe.items_per_s)
     levels = sorted(curve_points)
-    axes.plot(levels, [median(curve_points[n]) for n in levels], color=_OWN, linewidth=1.2)
+    axes.plot(levels, [median(curve_points[n]) for n in levels], color=OWN, linewidth=1.2)
     for purpose, (marker, colour, words) in _KINDS.items():
         of_kind = [p for p in probes if p.purpose == purpose]
         for steady in (True, False):
             _marks(axes, [p for p in of_kind if (p.verdict == "steady") is steady], marker, colour, words, steady)
     if answer is not None and answer.in_process_items_per_s is not None:
-        axes.axhline(answer.in_process_items_per_s, color=_CEILING, linestyle="--", label="the engine alone")
+        axes.axhline(answer.in_process_items_per_s, color=CEILING, linestyle="--", label="the engine alone")
     axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
     axes.set_ylabel(f"{clean(item, 24)}s/s")
 
@@ -176,9 +130,9 @@ def _load_point(upper: Axes, lower: Axes, answer: Saturation | None) -> None:
     if answer is None or answer.items_per_s is None or answer.at.concurrency is None:
         return
     for axes in (upper, lower):
-        axes.axvline(answer.at.concurrency, color=_POINT, linewidth=1.4, linestyle=":")
+        axes.axvline(answer.at.concurrency, color=POINT, linewidth=1.4, linestyle=":")
     if answer.ci95 is not None:
-        upper.axhspan(*answer.ci95, color=_POINT, alpha=0.25, linewidth=0)
+        upper.axhspan(*answer.ci95, color=POINT, alpha=0.25, linewidth=0)
     upper.annotate(
         f"load point: {number(answer.items_per_s)}", (answer.at.concurrency, 0), (5, 5), textcoords="offset points",
     )  # fmt: skip
@@ -220,25 +174,3 @@ def _thinned(splits: Sequence[Split], most: int) -> list[Split]:
 
 def _percent(value: float) -> str:
     return f"{value:.0%}" if value >= 0.01 else "<1%"
-
-
-def _our_style() -> None:
-    """Inside an rc_context: the library's own defaults, whatever this user's matplotlibrc says, and ours on top."""
-    matplotlib.rcdefaults()
-    matplotlib.rcParams.update(_STYLE)
-
-
-def _svg(figure: Figure, label: str) -> Markup:
-    """The drawing as an element of the page: no declaration, no style of its own, colours and font by the page."""
-    written = io.StringIO()
-    figure.savefig(written, format="svg", transparent=True, metadata=_NO_METADATA)
-    text = written.getvalue()
-    text = text[text.index("<svg") :]
-    box = re.search(r'viewBox="[^"]*"', text)
-    body = text[text.index(">") + 1 :]
-    body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, count=1, flags=re.DOTALL)
-    body = re.sub(r'<g id="[^"]*"', "<g", body)  # names of parts, equal in every chart; nothing refers to them
-    body = re.sub(r"; font-family: [^;\"]*", "", re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", body))
-    for mark, name in _VARIABLES.items():
-        body = body.replace(mark, f"var(--{name})")
-    return Markup(f'<svg role="img" aria-label="{escape(label)}" {box[0] if box else ""}>{body}')

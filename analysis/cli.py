@@ -51,7 +51,7 @@ def report(say: Say, out: Path, run: tuple[str, ...]) -> None:
 
 
 def _warn(say: Say, one: Finished) -> None:
-    if one.answer is None:
+    if not one.answered:
         say.warn(f"{one.run.id}: {one.state}; the report shows what it had measured")
     if one.cut_off:
         say.warn(f"{one.run.id}: {one.cut_off} half-written line(s) left out")

@@ -1,21 +1,23 @@
 """Which finished runs are meant, and what their files say of each.
 
-Reads out/runs/<run>/{run.json, loads.jsonl, windows.jsonl, saturation.json}, never the requests; writes nothing.
+Reads out/runs/<run>/{run.json, loads.jsonl, windows.jsonl, saturation.json, slo.json, overload.json}, and the requests
+of an open loop that was asked for; writes nothing.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from analysis import probes
+from analysis import probes, requests
+from analysis.open_loop import OpenLoop, observe
 from analysis.words import clean
 from brim import disk, layout
 from brim.errors import InvalidRecord, UsageError, did_you_mean
-from brim.records import Load, Probe, Run, Saturation, Window
+from brim.records import Load, Overload, Probe, Run, Saturation, SloRate, Window
 
 T = TypeVar("T")
 
@@ -27,7 +29,7 @@ _BATCH = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,63}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """One run as its files tell it; `answer` is None where it ended before one was given."""
+    """One run as its files tell it; `answer` is None where it ended before one was given, or none was asked for."""
 
     folder: Path
     run: Run
@@ -35,6 +37,14 @@ class Finished:
     loads: tuple[Load, ...]
     probes: tuple[Probe, ...]
     cut_off: int = 0  # half-written last lines that were left out
+    slo: SloRate | None = None
+    overload: Overload | None = None
+    open_loops: tuple[OpenLoop, ...] = ()  # of the loads that were asked for as such, where their requests are kept
+
+    @property
+    def answered(self) -> bool:
+        """Whether it gave any answer; a run that was only asked for the rate at an SLO has no other."""
+        return any(answer is not None for answer in (self.answer, self.slo, self.overload))
 
     @property
     def variant(self) -> str:
@@ -95,16 +105,37 @@ def read(folder: Path) -> Finished:
         raise InvalidRecord(f"{folder / 'run.json'}: batch_id {clean(run.batch_id, 80)!r} is no name of a batch")
     loads, cut_loads = _lines(Load, folder / "loads.jsonl")
     windows, cut_windows = _lines(Window, folder / "windows.jsonl")
-    answer = disk.load(Saturation, folder / "saturation.json") if (folder / "saturation.json").exists() else None
+    answer = _if_there(Saturation, folder / "saturation.json")
+    slo = _if_there(SloRate, folder / "slo.json")
     told = answer.probes if answer else ()
     return Finished(
         folder=folder,
         run=run,
         answer=answer,
         loads=tuple(loads),
-        probes=told or probes.of_loads(loads, windows, run.target),
+        probes=probes.of_windows(told or probes.of_loads(loads, windows, run.target)),
         cut_off=cut_loads + cut_windows,
+        slo=slo,
+        overload=_if_there(Overload, folder / "overload.json"),
+        open_loops=tuple(_open_loops(folder, loads, slo)),
     )
+
+
+def _if_there(kind: type[T], path: Path) -> T | None:
+    return disk.load(kind, path) if path.exists() else None
+
+
+def asked_open(load: Load) -> bool:
+    """An open loop for its own sake, not a part of a search."""
+    return load.point.mode == "open" and load.purpose == "figure"
+
+
+def _open_loops(folder: Path, loads: Sequence[Load], slo: SloRate | None) -> Iterator[OpenLoop]:
+    for load in filter(asked_open, loads):
+        rows = requests.read(folder, load.workers)
+        seen = observe(load, rows, requests.schedule(folder, load.schedule), slo.slo if slo else None)
+        if seen is not None:
+            yield seen
 
 
 def refuse_unlike(runs: Sequence[Finished]) -> None:

@@ -1,5 +1,7 @@
 """points.csv: every load of every run, one row each, in perf_analyzer's columns and units where they mean the same.
 
+Trials of a rate at an SLO and points of an overload follow the loads that have windows, with columns of their own.
+
 perf_analyzer's own columns come first, in its order and in microseconds. Those that a client which is not perf_analyzer
 cannot tell apart (its time to send and to receive, the server's input, infer and output) stay empty: they are never 0.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from analysis.finished import Finished
 from analysis.probes import engine_ms, outside_ms
@@ -52,17 +54,68 @@ COLUMNS: dict[str, Callable[[Probe, Finished], str]] = {
     "Transport": lambda p, f: p.at.transport,
     "Server Start": lambda p, f: str(p.server_start),
     "Run": lambda p, f: _text(f.run.id),
+    "Request Rate": lambda p, f: _figure(p.at.rate_per_s),  # open loop, requests
+    "Arrivals": lambda p, f: p.at.arrivals or "",
 }
+#: Of trials and points of overload only; rates in items a second.
+FURTHER = ("Offered", "Over SLO", "Foreseen Over SLO", "Policy", "Goodput", "Late", "Rejected", "Expired", "Failed")
 
 
 def csv_text(runs: Sequence[Finished]) -> str:
     """The file, header first; runs and their loads in their own order."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer = csv.DictWriter(text, (*COLUMNS, *FURTHER), restval="", lineterminator="\n")
+    writer.writeheader()
     for finished in runs:
-        writer.writerows([cell(probe, finished) for cell in COLUMNS.values()] for probe in finished.probes)
+        for probe in finished.probes:
+            writer.writerow({name: cell(probe, finished) for name, cell in COLUMNS.items()})
+        writer.writerows(_trials(finished))
+        writer.writerows(_overload(finished))
     return text.getvalue()
+
+
+def _trials(of: Finished) -> Iterator[dict[str, str]]:
+    for trial in of.slo.trials if of.slo else ():
+        yield {
+            **_of_load(of, trial.load, "trial"),
+            "Offered": _figure(trial.items_per_s),
+            "Over SLO": _figure(trial.over_share),
+            "Foreseen Over SLO": _figure(trial.foreseen_share),
+        }
+
+
+def _overload(of: Finished) -> Iterator[dict[str, str]]:
+    for point in of.overload.points if of.overload else ():
+        yield {
+            **_of_load(of, point.load, "overload"),
+            "Items/Second": _figure(point.good + point.late),
+            "Policy": _text(point.policy),
+            "Offered": _figure(point.offered),
+            "Goodput": _figure(point.good),
+            "Late": _figure(point.late),
+            "Rejected": _figure(point.rejected),
+            "Expired": _figure(point.expired),
+            "Failed": _figure(point.failed),
+        }
+
+
+def _of_load(of: Finished, index: int, purpose: str) -> dict[str, str]:
+    """What is known of a load by its number in loads.jsonl, which a damaged run may lack."""
+    told = {"Variant": _text(of.variant), "Purpose": purpose, "Run": _text(of.run.id)}
+    load = next((load for load in of.loads if load.index == index), None)
+    if load is None:
+        return told
+    at = load.point
+    return told | {
+        "Generator": load.generator,
+        "Senders": str(at.senders),
+        "Items/Request": str(at.items_per_request),
+        "Protocol": at.protocol,
+        "Transport": at.transport,
+        "Server Start": str(load.server_start),
+        "Request Rate": _figure(at.rate_per_s),
+        "Arrivals": at.arrivals or "",
+    }
 
 
 def _figure(value: float | None) -> str:

@@ -10,6 +10,9 @@ from statistics import mean
 from brim.records import Load, Probe, Target, Window
 from judging.probes import probe_of
 
+#: What is no part of the curve or of its figure: of the rate at an SLO, and of overload.
+APART = frozenset({"profile", "trial", "overload"})
+
 
 def of_loads(loads: Sequence[Load], windows: Sequence[Window], target: Target) -> tuple[Probe, ...]:
     """One probe a load, in the order of the loads; no interval is drawn, because the rows are not read."""
@@ -24,6 +27,11 @@ def _of(load: Load, windows: Sequence[Window]) -> list[Window]:
         if w.kind == "measured"
         and (load.start_ns <= w.start_ns and w.end_ns <= load.end_ns if w.load is None else w.load == load.index)
     ]
+
+
+def of_windows(all_probes: Sequence[Probe]) -> tuple[Probe, ...]:
+    """Without the loads of a search for a rate: those are judged by when their requests were due, not by windows."""
+    return tuple(probe for probe in all_probes if probe.purpose not in APART)
 
 
 def outside_ms(probe: Probe) -> float | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import jinja2
 
-from analysis import charts, finished, points, probes, words
+from analysis import charts, finished, points, probes, rate_page, words
 from analysis.finished import Finished
 from analysis.summary import summarize
 from brim import disk, layout
@@ -73,6 +73,7 @@ def html(runs: Sequence[Finished]) -> str:
         machine=words.machine(runs[0].run.environment.machine),
         runs=[_run(number, one) for number, one in enumerate(runs[:MOST_RUNS], 1)],
         left_out=max(0, len(runs) - MOST_RUNS),
+        any_slo=any(one.slo for one in runs),
         hardware=_pairs(runs[0].run.environment.machine),
         software=_software(runs),
         cut_off=sum(one.cut_off for one in runs),
@@ -130,10 +131,15 @@ def _run(number: int, one: Finished) -> dict[str, Any]:
         "started": words.clean(one.run.started_utc, 40).replace("T", " ").replace("Z", " UTC"),
         "target": _target(one),
         "command": words.clean((answer.command if answer else "") or one.run.command, 1000),
-        "loads": words.plural(len(one.probes), "load"),
+        "loads": words.plural(max(len(one.probes), len(one.loads)), "load"),
         "item": item,
         "state": one.state,
         "answer": _answer(one) if answer else None,
+        "open_loops": rate_page.open_loops(one, item),
+        "without_requests": rate_page.without_requests(one),
+        "slo": rate_page.slo(one.slo, item) if one.slo else None,
+        "overload": rate_page.overload(one.overload, item) if one.overload else None,
+        "apart": rate_page.apart(one),
         "curve": charts.curve(one.probes, answer, item),
         "levels": _levels(one.probes),
         "batches": charts.batches(shares, answer.max_batch if answer else target.max_batch),

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.finished import Finished
-from brim.records import Environment, Saturation
+from brim.records import Environment, Overload, Saturation, SloRate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """One run: its answer, or how it ended without one."""
+    """One run: its answers, or how it ended without one."""
 
     run: str
     variant: str
@@ -21,6 +21,8 @@ class RunSummary:
     loads: int
     cut_off_lines: int
     answer: Saturation | None
+    slo: SloRate | None
+    overload: Overload | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,4 +52,6 @@ def _one(finished: Finished) -> RunSummary:
         loads=len(finished.loads),
         cut_off_lines=finished.cut_off,
         answer=finished.answer,
+        slo=finished.slo,
+        overload=finished.overload,
     )

@@ -175,7 +175,12 @@ def not_valid_for(s: Saturation, target: Target) -> tuple[str, ...]:
         f"other inputs or another way in: {kind} of {dtypes} over {way(s.at)}",
     ]
     if s.at.mode == "closed":
-        said.append("your users' latency: a closed loop sets it itself, by what it keeps in flight")
+        said.append(
+            "your users' latency: a closed loop sets it itself, by what it keeps in flight, and sends nothing while "
+            "the server stalls"
+        )
+    else:
+        said.append(f"another rate, or arrivals by another law than {s.at.arrivals}")
     if target.server is not None and target.server.mode == "embedded" and not target.server.cpus:
         said.append("a server with its cores to itself: client and server shared them")
     if s.ci_kind != "between_starts":

@@ -41,6 +41,16 @@ def test_the_page_opens_without_a_word_on_the_console(hostile: bool, tmp_path: P
     assert "<script" not in dom and "<img" not in dom
 
 
+def test_the_page_with_an_open_loop_a_rate_and_an_overload_opens_so_too(tmp_path: Path) -> None:
+    load = made.open_load()
+    folder = made.keep_open(tmp_path, load, made.open_rows(load.start_ns, outstanding=20), made.arrivals())
+    page = report.write(tmp_path, [made.keep_rates(folder, made.slo_rate(), made.overload())])
+    dom, log = browse(page, tmp_path / "home", "--dump-dom")
+    assert "CONSOLE" not in log, [line for line in log.splitlines() if "CONSOLE" in line]
+    assert dom.count("<svg") == dom.count("</svg>") >= 4
+    assert "coordinated omission" in dom and "max_queue_size = 8" in dom
+
+
 def test_the_console_tells_of_what_a_page_forbids_itself(tmp_path: Path) -> None:
     """Or the test above could not fail."""
     page = tmp_path / "broken.html"

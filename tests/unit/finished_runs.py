@@ -1,4 +1,7 @@
-"""Run folders as a measurement leaves them, made of records: a server that saturates at 4 x 1/(0.2 s) = 20 items/s."""
+"""Run folders as a measurement leaves them, made of records: a server that saturates at 4 x 1/(0.2 s) = 20 items/s.
+
+And open loops: rows of a server that takes 5 ms a request, one after the other, and stalls once.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,40 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from brim import disk, layout
 from brim.records import (
+    ROW_HEADER,
+    ROW_MAGIC,
+    ROW_SCHEMA,
     Check,
     CrossCheck,
     Environment,
     Latency,
     Load,
     LoadPoint,
+    Overheads,
+    Overload,
+    OverloadPoint,
     Probe,
     Purpose,
+    Recovery,
     Run,
     Saturation,
     ServerDelta,
+    ServiceTime,
+    Slo,
+    SloRate,
+    SloTrial,
+    Status,
     Target,
     Tensor,
     Verdict,
     Window,
 )
+from judging.rows import ROW_DTYPE
 
 BATCH = "20260101T000000Z-abc123"
 SECOND = 10**9
@@ -182,4 +201,123 @@ def keep(
         disk.append(folder / "windows.jsonl", each)
     if said is not None:
         disk.save(folder / "saturation.json", said)
+    return folder
+
+
+# ---------------------------------------------------------------------------- an open loop, a rate at an SLO, overload
+
+#: Of the open loop: a request each 10 ms for 20 s, 5 ms of service, and nothing for a second from the tenth on.
+GAP_NS, SERVICE_NS, REQUESTS = 10_000_000, 5_000_000, 2000
+STALL_AT_NS, STALL_NS = 10 * SECOND, SECOND
+OPEN = LoadPoint(mode="open", rate_per_s=100.0, arrivals="constant", outstanding=512)
+
+
+def arrivals() -> npt.NDArray[np.int64]:
+    return np.arange(REQUESTS, dtype=np.int64) * GAP_NS
+
+
+def open_rows(start_ns: int, *, stall_ns: int = STALL_NS, outstanding: int = REQUESTS) -> npt.NDArray[Any]:
+    """done = max(sent, free) + service, and sent once fewer than `outstanding` are in flight."""
+    rows = np.zeros(REQUESTS, ROW_DTYPE)
+    free_ns, stalled, done_ns = 0, False, list[int]()
+    for number, due_ns in enumerate(arrivals().tolist()):
+        sent_ns = max(due_ns, done_ns[number - outstanding]) if number >= outstanding else due_ns
+        begin_ns = max(sent_ns, free_ns)
+        if begin_ns >= STALL_AT_NS and not stalled:
+            begin_ns, stalled = begin_ns + stall_ns, True
+        free_ns = begin_ns + SERVICE_NS
+        done_ns.append(free_ns)
+        rows[number] = (start_ns + due_ns, start_ns + sent_ns, start_ns + free_ns, 1, 0, Status.OK)
+    return rows
+
+
+def keep_rows(folder: Path, worker: int, rows: npt.NDArray[Any]) -> None:
+    """As a sender leaves them."""
+    file = folder / "requests" / f"{worker}.bin"
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(ROW_HEADER.pack(ROW_MAGIC, ROW_SCHEMA, 0, 0) + rows.tobytes())
+
+
+def open_load(index: int = 0, **changes: Any) -> Load:
+    made = load(index, 1, "figure", REQUESTS, point=OPEN, schedule="raw/00-locust/schedule.npy")
+    return dataclasses.replace(made, **changes)
+
+
+def open_answer(**changes: Any) -> Saturation:
+    """The answer of a run whose only load is the open loop."""
+    only = probe(0, 1, "figure", 100.0, at=OPEN)
+    made = answer(verdict=Verdict.POINT, limited_by="unknown", at=OPEN, items_per_s=100.0, ci95=(99.0, 101.0),
+                  ci_kind="within_run", starts=1, start_means=(), cross_check=None, probes=(only,), reasons=(),
+                  in_process_items_per_s=None, serving_efficiency=None)  # fmt: skip
+    return dataclasses.replace(made, **changes)
+
+
+def keep_open(out: Path, of: Load, rows: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> Path:
+    """The folder of a run with that open loop."""
+    folder = keep(out, run(), open_answer(), (of,))
+    keep_rows(folder, of.workers[0], rows)
+    schedule = folder / str(of.schedule)
+    schedule.parent.mkdir(parents=True)
+    np.save(schedule, offsets)
+    return folder
+
+
+def slo_rate(**changes: Any) -> SloRate:
+    """16.8 of 20 items/s within 500 ms, which 1% of the requests may exceed."""
+    rates = (15.0, 16.0, 16.8, 16.8, 16.8, 18.0)
+    made = SloRate(
+        slo=Slo(limit_ms=500.0, percentile=99.0), items_per_s=16.8, ci95=(16.4, 17.1), given="model",
+        verdict="resolved", capacity_items_per_s=20.0,
+        service=(ServiceTime(items=1, busy=1, ms=60.0, batches=80), ServiceTime(items=4, busy=1, ms=200.0, batches=90)),
+        overheads=Overheads(occupancy_ms=0.4, occupancy_per_item_ms=0.05, additive_ms=0.6),
+        trials=tuple(
+            SloTrial(load=10 + n, items_per_s=rate, seconds=10.0, requests=round(10 * rate), over_share=share,
+                     foreseen_share=share * 0.9 + 0.0005, long_run_share=0.01 * (rate / 16.8) ** 25)
+            for n, (rate, share) in enumerate(zip(rates, (0.0, 0.004, 0.012, 0.006, 0.011, 0.07), strict=True))
+        ),
+        seconds_spent=74.0,
+    )  # fmt: skip
+    return dataclasses.replace(made, **changes)
+
+
+def overload(**changes: Any) -> Overload:
+    """Without limits goodput collapses beyond the rate; with a short queue it stays."""
+    steps = (0.5, 0.8, 1.0, 1.25, 1.5, 2.0)
+    points = [_beyond("b4", 30 + n, 16.8 * step, 20.0) for n, step in enumerate(steps)]
+    points += [_beyond("b4-short", 40 + n, 16.8 * step, 19.0) for n, step in enumerate(steps)]
+    made = Overload(
+        slo=Slo(limit_ms=500.0, percentile=99.0), items_per_s=16.8, points=tuple(points),
+        recoveries=(
+            Recovery(policy="b4", burst_s=2.5, offered=33.6, seconds=None),
+            Recovery(policy="b4-short", burst_s=2.5, offered=33.6, seconds=0.3),
+        ),
+        max_queue_size=8, queue_timeout_us=250_000, why="a full batch of 4 takes 200 ms on 1 instance",
+    )  # fmt: skip
+    return dataclasses.replace(made, **changes)
+
+
+def _beyond(policy: str, index: int, offered: float, capacity: float) -> OverloadPoint:
+    served, left = min(offered, capacity), max(0.0, offered - capacity)
+    bounded = policy != "b4"
+    good = served if bounded or not left else 0.1 * served
+    return OverloadPoint(
+        policy=policy, offered=offered, good=good, late=served - good, rejected=0.8 * left if bounded else 0.0,
+        expired=0.2 * left if bounded else 0.0, failed=0.0 if bounded else left, load=index,
+    )  # fmt: skip
+
+
+def rate_loads() -> tuple[Load, ...]:
+    """The loads of the ladder, then those of the search for the rate and of the overload, which have no windows."""
+    ladder = tuple(load(n, concurrency, purpose, 400) for n, (concurrency, purpose, _) in enumerate(LADDER))
+    at = LoadPoint(mode="open", rate_per_s=16.8, arrivals="poisson", seed=1, outstanding=64)
+    trials = tuple(load(10 + n, 1, "trial", 160, point=at) for n in range(6))
+    beyond = tuple(load(30 + n, 1, "overload", 160, point=at) for n in range(12))
+    return (*ladder, *trials, load(20, 8, "profile", 160), *beyond)
+
+
+def keep_rates(folder: Path, slo: SloRate | None, over: Overload | None = None) -> Path:
+    """Put slo.json and overload.json beside what a run's folder has."""
+    for name, record in (("slo.json", slo), ("overload.json", over)):
+        if record is not None:
+            disk.save(folder / name, record)
     return folder
