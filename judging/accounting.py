@@ -52,13 +52,16 @@ def window_adds_up(window: Window) -> Finding | None:
     """One window: client and server differ at most by what is in flight and what passes during the reads.
 
     None without server statistics. In a closed loop what is in flight between two batches is the concurrency,
-    although the answered half may not have been sent again at the very edge.
+    although the answered half may not have been sent again at the very edge. In an open loop a batch may end
+    between either edge and its read.
     """
     if window.server is None:
         return None
     requests = max(window.in_flight_start, window.in_flight_end, window.point.concurrency or 0)
     unseen = window.timed_out + window.failed + window.cancelled
     bound = float((requests + unseen) * window.point.items_per_request)
+    if window.point.mode == "open":
+        bound += 2 * max(map(int, window.server.batch_counts), default=0)
     bound += window.items_per_s * window.server.read_width_ns / 1e9
     apart = abs(window.server.inference_count - window.items_ok)
     text = f"window: server {window.server.inference_count} items, client {window.items_ok}"

@@ -85,3 +85,34 @@ HELD: Final = 0.5
 LINK_FULL: Final = 0.8
 #: More requests than this not answered well, and the rate is that of another workload.
 FAILING: Final = 0.01
+
+# ---------------------------------------------------------------------------- overload
+
+#: A server has recovered when the SLO holds again for so long …
+RECOVERED_S: Final = 1.0
+#: … and for so many requests: fewer can be in time between two that are not.
+RECOVERED_REQUESTS: Final = 20
+#: Queue limits that cost more than this of the goodput at the SLO rate are paid for by users on ordinary days.
+LIMITS_MAY_COST: Final = 0.01
+#: Limits that gain no more than a plateau's noise are not worth a change of the configuration.
+LIMITS_GAIN: Final = 0.03
+#: A queue that just fits the SLO loses all goodput once batches take a little longer, as they do while rejections take
+#: the server's processor time: limits are chosen so that requests still have a tenth of the SLO left.
+LIMITS_WITHIN: Final = 0.9
+#: A request that is sent later than this part of the SLO after it was due is the client's fault …
+LATE_SHARE: Final = 0.1
+#: … unless this share of the places for requests in flight was taken: then it waited for the server.
+PLACES_FULL: Final = 0.9
+#: More requests than this sent late by the client's own fault, and the point shows the client.
+SENT_LATE: Final = 0.01
+
+# ---------------------------------------------------------------------------- open loop
+
+#: Samples of what waits, evenly over a record: enough for the slope's error, far apart enough to tell something new.
+BACKLOG_SAMPLES: Final = 40
+#: A backlog that grows so surely is overload …
+BACKLOG_P: Final = 0.01
+#: … if it grows by more than this share of what arrives: a queue near its capacity wanders.
+BACKLOG_RATE: Final = 0.005
+#: More requests than this never sent, and the load was not the one that was asked for.
+UNSENT_SHARE: Final = 0.01
