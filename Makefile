@@ -3,12 +3,13 @@
 #   MODEL=resnet50 CONFIG=b4    which models and which serving configuration (default: all that the tables name)
 #   URL=http://host:8000        load a Triton that runs elsewhere (MODEL is then its model)
 #   SENDERS=2 CONCURRENCY=16    load points of `make loadtest`
+#   SLO_MS=50                   its SLO at p99; by default 5 x the time of a full batch, none = only the peak
 #   MODE=docker                 how `make serve` serves: embedded, docker or remote (then with URL=)
 #   OUT=folder ARGS='...'       where results go; anything else that the command takes
 #   PYTHON=python3.12           set up with this Python and no other
 
-.PHONY: help setup demo export serve loadtest report status down doctor gpu-check bundle
-.PHONY: test bench bench-search bench-long check lock clean
+.PHONY: help setup demo export serve loadtest calibrate report status down doctor gpu-check bundle
+.PHONY: test bench bench-search bench-truth bench-long check lock clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -31,12 +32,14 @@ variant = $(if $(MODEL),$(if $(findstring __,$(MODEL)),$(MODEL),$(MODEL)__$(or $
 # CONFIG alone says nothing of what is served, unless the same make serves it.
 lone_config = $(if $(MODEL)$(URL)$(filter serve,$(MAKECMDGOALS)),,$(if $(CONFIG),$(error \
 	CONFIG=$(CONFIG) is of a model: make loadtest MODEL=resnet50 CONFIG=$(CONFIG))))
+# The peak and the rate at an SLO, unless one load point or another way to load is asked for.
+slo = $(if $(CONCURRENCY)$(filter none,$(SLO_MS))$(filter --rate% --trace% --slo-ms% --master% --worker%,$(ARGS)),,--slo-ms $(or $(SLO_MS),auto))
 load = $(if $(CONCURRENCY),--concurrency $(CONCURRENCY)) $(if $(SENDERS),--senders $(SENDERS))
 
 ## help        this list
 help:
 	@awk '/^## /{sub(/^## /, "  make "); print}' Makefile
-	@echo "  variables: MODEL CONFIG URL SENDERS CONCURRENCY MODE OUT ARGS PYTHON (the head of the Makefile says what each is)"
+	@echo "  variables: MODEL CONFIG URL SENDERS CONCURRENCY SLO_MS MODE OUT ARGS PYTHON (the head of the Makefile says what each is)"
 	$(platform)
 
 ## demo        a first believable number from a small network, without torch
@@ -59,7 +62,7 @@ serve:
 loadtest:
 	$(lone_config)
 	$(ensure) $(if $(URL),loadtest-url,loadtest)
-	$(strip $(BRIM) loadtest $(if $(URL),$(URL) $(MODEL),$(variant)) $(load) $(out) $(ARGS))
+	$(strip $(BRIM) loadtest $(if $(URL),$(URL) $(MODEL),$(variant)) $(load) $(slo) $(out) $(ARGS))
 
 ## report      the newest report again, from files
 report:
@@ -75,6 +78,11 @@ status:
 down:
 	$(ensure) down
 	$(strip $(BRIM) down $(out) $(ARGS))
+
+## calibrate   servers of known capacity, measured by each generator and held against their own logs
+calibrate:
+	$(ensure) loadtest
+	$(strip $(BRIM) calibrate $(out) $(ARGS))
 
 ## doctor      look at this machine, one line a part, with its fix
 doctor:
@@ -123,6 +131,11 @@ bench:
 bench-search:
 	$(ensure) test
 	$(strip $(BENCH).search $(out) $(ARGS))
+
+## bench-truth  servers of known capacity, open loop, the rate at an SLO: is it true (100 minutes; ARGS='--part slo')
+bench-truth:
+	$(ensure) test
+	$(strip $(BENCH).truth $(out) $(ARGS))
 
 ## bench-long   ten minutes of load: does memory grow
 bench-long:

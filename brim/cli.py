@@ -33,7 +33,7 @@ VERBS: dict[str, tuple[str | None, str]] = {
     "doctor": ("serve.cli:doctor", "look at this machine, one line a part, with its fix"),
     "gpu-check": ("experiments.gpu_check.cli", "figures of a GPU host that has only torch"),
     "bundle": ("install.cli", "one archive for a host without internet"),
-    "calibrate": (None, "measure servers of known capacity"),
+    "calibrate": ("experiments.calibrate.cli", "measure servers of known capacity"),
     "fill": (None, "find the batch that fills the device"),
     "study": (None, "why low FLOPs is not fast, on this device"),
     "sweep": (None, "measure many serving configurations"),

@@ -80,9 +80,10 @@ def _measure(say: Say, out: Path, variant: Variant, plan: LoadPlan) -> tuple[Sat
         items_per_request=plan.items_per_request, input_data=None, cross_check=True, figure_rounds=1,
     )  # fmt: skip
     with say.live() as update:
-        answer, interrupted = measure(target, request, out=out, say=say, progress=Progress(update))
-    tell(say, answer, target, out)
-    return answer, interrupted
+        measured = measure(target, request, out=out, say=say, progress=Progress(update))
+    assert measured.saturation is not None  # it was asked for
+    tell(say, measured.saturation, target, out)
+    return measured.saturation, measured.interrupted
 
 
 command = demo

@@ -187,7 +187,10 @@ class SloRate:
     items_per_s: float | None
     ci95: tuple[float, float] | None
     given: Literal["model", "data"]  # whether the interval rests on the queueing model, or on the data alone
-    verdict: Literal["resolved", "not_resolvable", "unattainable", "failing", "server_lost", "aborted"]
+    #: `met` and `missed` are of a rate that was asked for; the others of a search.
+    verdict: Literal[
+        "resolved", "not_resolvable", "unattainable", "met", "missed", "failing", "server_lost", "aborted"
+    ]
     reason: str = ""
     model_rejected: str = ""  # why the queueing model did not fit; "" = it did, or was not asked
     capacity_items_per_s: float | None = None
@@ -204,13 +207,13 @@ class CalibrationRow:
     server: str
     quantity: str
     generator: Literal["locust", "perf_analyzer", "loadgen"]
-    truth: float
-    measured: float | None
+    truth: float | None  # None = the log holds none, e.g. no full batch
+    measured: float | None  # None = the generator gave none
     bound: float  # |error_fraction| up to here holds
 
     @property
     def error_fraction(self) -> float | None:
-        return None if self.measured is None else self.measured / self.truth - 1
+        return self.measured / self.truth - 1 if self.measured is not None and self.truth else None
 
     @property
     def holds(self) -> bool:

@@ -85,7 +85,7 @@ class Target:
 
 
 #: How bytes leave.
-Sender = Literal["locust_http", "grpc_aio", "tritonclient_http", "tritonclient_grpc", "perf_analyzer"]
+Sender = Literal["locust_http", "grpc_aio", "tritonclient_http", "tritonclient_grpc", "perf_analyzer", "loadgen"]
 Protocol = Literal["http", "grpc"]
 Transport = Literal["wire", "shared_memory", "cuda_shared_memory"]
 

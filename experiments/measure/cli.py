@@ -14,8 +14,8 @@ from click.core import ParameterSource
 
 from brim import disk, environment, guard, layout
 from brim.cli import Outcome, verb
-from brim.errors import BrimError, Interrupted, UsageError, WorkerLost, worst_exit
-from brim.records import Saturation, Target
+from brim.errors import BrimError, Interrupted, Lost, UsageError, WorkerLost, worst_exit
+from brim.records import Overload, Saturation, SloRate, Target
 from brim.say import Say
 from experiments.measure.options import Options, allowed_targets, parse_shape, request_of
 from experiments.measure.progress import Progress
@@ -23,6 +23,7 @@ from loadtest.plan import LOAD_LIMIT_SECONDS
 
 if TYPE_CHECKING:
     from experiments.measure.request import Request
+    from experiments.measure.run import Measured
     from experiments.measure.targets import Wanted
 
 #: How long a master waits for its workers, and a worker for its master.
@@ -34,6 +35,11 @@ EXIT_CODES = {
     "saturated": 0, "point": 0, "still_rising": 4, "client_limited": 4, "unstable": 4, "failing": 4, "server_lost": 5,
     "aborted": 130,
 }  # fmt: skip
+#: The same of the rate at an SLO; one that cannot be told apart in the time that was given is no fault.
+SLO_EXIT_CODES = {
+    "resolved": 0, "met": 0, "not_resolvable": 0, "unattainable": 1, "missed": 1, "failing": 4, "server_lost": 5,
+    "aborted": 130,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,21 +49,32 @@ class Answers:
     batch_id: str
     results: tuple[Saturation, ...]
     failures: Mapping[str, str]
+    slo_rates: Mapping[str, SloRate] = field(default_factory=dict)  # by variant
+    overloads: Mapping[str, Overload] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
 class _Tally:
     """What has come of the targets so far."""
 
-    results: list[Saturation] = field(default_factory=list)
+    measured: dict[str, Measured] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     endings: list[tuple[int, str]] = field(default_factory=list)
     next_step: str = ""  # what to type after the last of them
 
     def leave(self, wanted: Sequence[Wanted], why: str) -> None:
         """Account for the targets that are not measured any more."""
-        measured = {answer.variant for answer in self.results}
-        self.failures |= {one.model: why for one in wanted if one.model not in measured}
+        self.failures |= {one.model: why for one in wanted if one.model not in self.measured}
+
+    def document(self, batch_id: str) -> Answers:
+        every = self.measured.items()
+        return Answers(
+            batch_id=batch_id,
+            results=tuple(one.saturation for _, one in every if one.saturation),
+            failures=self.failures,
+            slo_rates={name: one.slo for name, one in every if one.slo},
+            overloads={name: one.overload for name, one in every if one.overload},
+        )
 
 
 @verb("Measure how many items per second a served model gives: TARGET is a variant, or a URL and a model's name.")
@@ -88,6 +105,20 @@ class _Tally:
 @click.option("--allow-remote", multiple=True, metavar="HOST", help="Load this host though it is not loopback.")
 @click.option("--project", type=click.Path(path_type=Path), help="File with the [targets] table.  [default: brim.toml]")
 @click.option("--cross-check/--no-cross-check", default=True, show_default=True, help="perf_analyzer at the point.")
+@click.option("--rate", type=float, metavar="R", help="Open loop: R requests/s by the clock, whatever the server does.")
+@click.option("--arrivals", type=click.Choice(["constant", "poisson", "gamma"]), help="Of --rate.  [default: poisson]")
+@click.option("--cv", type=float, help="Coefficient of variation of gamma arrivals' gaps.")
+@click.option("--trace", type=click.Path(path_type=Path), help="Open loop: recorded arrivals, a timestamp in s a line.")
+@click.option("--speed-up", type=float, help="Play the trace so many times as fast.")
+@click.option("--seconds", type=float, help="Of an open loop.  [default: 30; of a trace: all]")
+@click.option("--seed", type=click.IntRange(min=0), help="Of random arrivals.  [default: 0]")
+@click.option("--outstanding", type=click.IntRange(1, 16384), help="Open loop: in flight at most.  [default: 512]")
+@click.option("--slo-ms", metavar="MS|auto", help="Also find the largest rate with this latency; auto: 5 full batches.")
+@click.option("--percentile", type=float, help="Of --slo-ms.  [default: 99; 95 below 50/s]")
+@click.option("--slo-seconds", type=float, help="For finding that rate.  [default: 60]")
+@click.option("--model-free", is_flag=True, help="Rest the rate at the SLO on the data alone.")
+@click.option("--slo-only", is_flag=True, help="Do not search for the peak before.")
+@click.option("--overload", is_flag=True, help="After it: goodput beyond that rate, recovery, and queue limits.")
 @click.option("--master", metavar="HOST:PORT", help="Let workers on other hosts send; they connect here.")
 @click.option("--expect-workers", type=click.IntRange(1, 64), help="With --master: how many workers to wait for.")
 @click.option("--worker", metavar="HOST:PORT", help="Be a worker of the master there, and nothing else.")
@@ -110,9 +141,8 @@ def loadtest(say: Say, out: Path, target: tuple[str, ...], **options: Any) -> in
     tally = _Tally()
     with exclusive(), _load_hosts(asked, request, say) as request, say.live() as update:
         _measure_all(wanted, request, open_shapes, tally, out, say, Progress(update, len(wanted)))
-    results, failures = tuple(tally.results), tally.failures
-    say.document(Answers(batch_id=request.batch_id, results=results, failures=failures))
-    report(say, results, out)
+    say.document(tally.document(request.batch_id))
+    report(say, [one.run for one in tally.measured.values()], out)
     if tally.next_step:
         say.answer(tally.next_step)
     return finish(tally.endings)
@@ -175,15 +205,16 @@ def _measure_all(
             announce(one, request, say)
             now = targets.again(one, out) if request.starts > 1 else one
             described = targets.describe(now, request.allowed, shapes, request.access)
-            if not tally.results:
+            if not tally.measured:
                 say.answer(show.opening(described, environment.machine(), local=targets.local(described)))
-            answer, interrupted = measure(described, request, out=out, say=say, progress=progress)
-            tally.results.append(answer)
-            tally.next_step = show.next_step(answer, described)
-            tell(say, answer, described, out)
-            if interrupted is not None:
-                raise interrupted
-            tally.endings.append(ending(answer))
+            found = measure(described, request, out=out, say=say, progress=progress)
+            tally.measured[one.model] = found
+            if found.saturation is not None:
+                tally.next_step = show.next_step(found.saturation, described)
+            _tell_all(say, found, described, out)
+            if found.interrupted is not None:
+                raise found.interrupted
+            tally.endings += _endings(found)
         except BrimError as error:
             tally.failures[one.model] = str(error)
             tally.endings.append((error.exit_code, error.word))
@@ -227,6 +258,30 @@ def finish(endings: list[tuple[int, str]]) -> int:
     return 0
 
 
+def _endings(found: Measured) -> list[tuple[int, str]]:
+    """Exit codes and words of its answers."""
+    endings = [ending(found.saturation)] if found.saturation else []
+    endings += [(SLO_EXIT_CODES[found.slo.verdict], found.slo.verdict)] if found.slo else []
+    return [*endings, (Lost.exit_code, Lost.word)] if found.lost else endings
+
+
+def _tell_all(say: Say, found: Measured, described: Target, out: Path) -> None:
+    """Every answer for a person."""
+    from analysis import finished
+    from analysis.rates import open_lines, overload_lines, slo_lines
+
+    if found.saturation is not None:
+        tell(say, found.saturation, described, out)
+    else:
+        say.answer(described.model)
+    seen = finished.read(layout.run_folder(out, found.run)).open_loops if found.at_a_rate else ()
+    lines = [line for one in seen for line in open_lines(one, described.item)]
+    lines += slo_lines(found.slo, described.item) if found.slo else []
+    lines += overload_lines(found.overload, described.item) if found.overload else []
+    for line in lines:
+        say.answer(f"  {line}")
+
+
 def tell(say: Say, answer: Saturation, described: Target, out: Path) -> None:
     """The answer for a person."""
     from experiments.measure import show
@@ -236,15 +291,15 @@ def tell(say: Say, answer: Saturation, described: Target, out: Path) -> None:
         say.answer(f"  {line}")
 
 
-def report(say: Say, results: Sequence[Saturation], out: Path) -> None:
+def report(say: Say, runs: Sequence[str], out: Path) -> None:
     """The page of this command's runs; one that cannot be written costs nothing that was measured."""
-    if not results:
+    if not runs:
         return
     try:
         from analysis import report as page  # charts take a second to import
         from experiments.measure import show
 
-        written = page.write(out, [layout.run_folder(out, answer.run) for answer in results])
+        written = page.write(out, [layout.run_folder(out, run) for run in runs])
         say.answer(show.closing(layout.latest_report(out) / written.name))
     except (BrimError, ModuleNotFoundError) as error:
         say.warn(f"no report: {error}; what was measured is kept, and `brim report` tries again")

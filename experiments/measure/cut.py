@@ -8,8 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from brim.records import LoadPoint, StatsRead, Window
+from judging.backlog import open_steady
 from judging.steady import Steady, first_fifth, steady
 from judging.windows import Generator, Rows, answered, batch_period_ns, cut_windows
+
+#: Windows begin and end at reads, a second apart: an open loop's takes at least so much of what follows its warm-up.
+OPEN_SHARE = 0.7
 
 
 def period_ns(rows: Rows, reads: Sequence[StatsRead]) -> int:
@@ -30,15 +34,23 @@ def windows_of(
     min_batches: int,
     max_seconds: float,
     until_ns: int | None = None,
+    unsent: int = 0,
 ) -> list[Window]:
-    """The windows of a load (rows by completion), from where it is steady to `until_ns`, or where sending stopped."""
+    """The windows of a load (rows by completion), from where it is steady to `until_ns`, or where sending stopped.
+
+    `unsent`: requests of an open loop that were due and never sent.
+    """
     done_ns, items = answered(rows)
     if not len(done_ns):
         return []
     start_ns, last_ns = int(rows["sent_ns"].min()), int(rows["sent_ns"].max())
     until_ns = last_ns if until_ns is None else min(until_ns, last_ns)
     batch_ns = batch_period_ns(reads, rows, from_ns=start_ns, until_ns=until_ns)
-    state = steady(done_ns, items, start_ns=start_ns, end_ns=until_ns, period_ns=batch_ns)
+    if point.mode == "open":
+        state = open_steady(rows["intended_ns"], rows["done_ns"], start_ns=start_ns, end_ns=until_ns, unsent=unsent)
+        min_seconds = min(min_seconds, OPEN_SHARE * (until_ns - state.from_ns) / 1e9)  # it lasts as long as was asked
+    else:
+        state = steady(done_ns, items, start_ns=start_ns, end_ns=until_ns, period_ns=batch_ns)
 
     def windows_from(state: Steady) -> list[Window]:
         return cut_windows(

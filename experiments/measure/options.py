@@ -44,11 +44,26 @@ class Options:
     master: str | None
     expect_workers: int | None
     worker: str | None
+    rate: float | None
+    arrivals: Literal["constant", "poisson", "gamma"] | None
+    cv: float | None
+    trace: Path | None
+    speed_up: float | None
+    seconds: float | None
+    seed: int | None
+    outstanding: int | None
+    slo_ms: str | None
+    percentile: float | None
+    slo_seconds: float | None
+    model_free: bool
+    slo_only: bool
+    overload: bool
 
 
 def request_of(asked: Options, *, batch_id: str) -> Request:
     """The Request; UsageError names the option that does not fit."""
-    from experiments.measure.request import Request  # the measuring modules: --help needs none of them
+    from experiments.measure import rates  # the measuring modules: --help needs none of them
+    from experiments.measure.request import Request
 
     plan = read_plan(asked.loads)
     concurrency, ladder = parse_concurrency(asked.concurrency)
@@ -59,6 +74,9 @@ def request_of(asked: Options, *, batch_id: str) -> Request:
         raise UsageError(f"--gzip has nothing to compress with --transport {asked.transport}; leave one out")
     if asked.master is not None:
         _refuse_with_master(asked)
+    open_loop = rates.open_loop(asked)
+    if open_loop is not None and asked.concurrency is not None:
+        raise UsageError("--concurrency holds requests in flight, --rate and --trace send by the clock: leave one out")
     if (asked.master is None) != (asked.expect_workers is None):
         raise UsageError("--master and --expect-workers go together: --master 127.0.0.1:5557 --expect-workers 2")
     return Request(
@@ -77,6 +95,9 @@ def request_of(asked: Options, *, batch_id: str) -> Request:
         transport=transport,
         compression="gzip" if asked.gzip else "none",
         channels=asked.channels,
+        open_loop=open_loop,
+        slo=rates.slo(asked),
+        overload=asked.overload,
     )
 
 
@@ -88,6 +109,8 @@ def _refuse_with_master(asked: Options) -> None:
         raise UsageError("--master drives HTTP with prepared bytes only; leave out --client and --protocol")
     if asked.headers or asked.tls_ca or asked.tls_cert:
         raise UsageError("--master: files of TLS and headers lie on this host, and the workers cannot read them yet")
+    if asked.rate or asked.trace or asked.slo_ms:
+        raise UsageError("--master: workers on other hosts keep requests in flight, they keep no rate; leave it out")
     if asked.senders != 1:
         raise UsageError("--senders: with --master each worker is a sender; say --expect-workers")
 

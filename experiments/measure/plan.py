@@ -19,23 +19,26 @@ def plan_of(target: Target, request: Request, *, cross_check: bool, transfer: bo
     """The plan for one target; UsageError if it has fewer requests than senders."""
     filled = full(target, request)
     least, most = request.ladder or (1, max(request.plan.max_concurrency, 2 * filled))
-    requests = request.concurrency or most
+    one_point = request.open_loop.outstanding if request.open_loop else request.concurrency
+    requests = one_point or most
     if request.first_senders > requests:
         what = f"--expect-workers {request.workers}" if request.cluster else f"--senders {request.senders}"
         raise UsageError(f"{what}: only {requests} requests are in flight; ask for fewer")
+    if request.open_loop is not None:  # one load at that rate: neither a closed loop nor the engine alone compares
+        cross_check, transfer = False, False
     return Plan(
         full=filled,
         least=least,
         most=most,
-        concurrency=request.concurrency,
+        concurrency=one_point,
         senders=request.first_senders,
         max_senders=request.max_senders,
         rounds=request.plan.rounds,
         cross_check=cross_check,
-        engine=engine_file(target) is not None,
+        engine=engine_file(target) is not None and request.open_loop is None,
         transfer=transfer,
         agree=agree,
-        figure_rounds=request.figure_rounds,
+        figure_rounds=1 if request.open_loop else request.figure_rounds,
         starts=request.starts,
     )
 

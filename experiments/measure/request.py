@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +24,15 @@ SENDERS: Mapping[tuple[Protocol, str], Sender] = {
 }
 
 
+#: int64 ns from the start of a load, sorted.
+Offsets: TypeAlias = npt.NDArray[np.int64]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenLoop:
     """A rate instead of a concurrency: when each request is to be sent, whatever the server does."""
 
-    offsets_ns: npt.NDArray[np.int64]  # from the start of the load, sorted
+    offsets_ns: Offsets
     rate_per_s: float
     arrivals: Arrivals
     seconds: float

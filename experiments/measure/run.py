@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from brim import disk, guard, layout
 from brim.errors import BrimError, Interrupted, NotReady, UsageError
 from brim.offspring import undisturbed
-from brim.records import Run, Saturation, Server, Target
+from brim.records import Overload, Run, Saturation, Server, SloRate, Target
 from brim.say import Say
 from experiments.measure import alone, ledger, payloads, show, targets
 from experiments.measure.answer import agree_within, answer
@@ -23,6 +23,7 @@ from experiments.measure.bench import Bench
 from experiments.measure.gathered import Alone, Evidence
 from experiments.measure.plan import plan_of
 from experiments.measure.progress import Progress
+from experiments.measure.rate_at_slo import beyond, rate_at_slo
 from experiments.measure.request import SENDERS, Request
 from experiments.measure.send import send
 from experiments.measure.steps import Done, Step, next_step
@@ -42,12 +43,27 @@ def exclusive() -> Iterator[None]:
         yield
 
 
-def measure(
-    target: Target, request: Request, *, out: Path, say: Say, progress: Progress
-) -> tuple[Saturation, Interrupted | None]:
-    """Measure one target from the first request to saturation.json; call it inside `exclusive`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What came of one target; what was not asked for, or not reached, is None."""
 
-    A signal ends it early: its answer then says `aborted` and the signal is given beside it, to be raised again.
+    run: str
+    saturation: Saturation | None
+    slo: SloRate | None = None
+    overload: Overload | None = None
+    interrupted: Interrupted | None = None  # the signal that ended it early, to be raised again
+    lost: str | None = None  # why the server no longer answers
+
+    @property
+    def at_a_rate(self) -> bool:
+        """An open loop was asked for."""
+        return self.saturation is not None and self.saturation.at.mode == "open"
+
+
+def measure(target: Target, request: Request, *, out: Path, say: Say, progress: Progress) -> Measured:
+    """Measure one target from the first request to its answers; call it inside `exclusive`.
+
+    A signal ends it early: its answers then say `aborted`.
     """
     _refuse(target, request)
     with contextlib.ExitStack() as held:
@@ -57,14 +73,25 @@ def measure(
         run = ledger.open_run(out, target, request.batch_id)
         try:
             bench = _prepare(run, target, request, out, say, progress, held)
-            _gather(bench)
-            with undisturbed():
-                saturation = answer(_evidence(bench), seconds_spent=time.monotonic() - started)
-                disk.save(bench.folder / "saturation.json", saturation)
+            peak = None if request.slo is not None and request.slo.only else _peak(bench, started)
+            slo = rate_at_slo(bench, peak)
+            overload = beyond(bench, slo)
         finally:
             with undisturbed():
                 ledger.close_run(out, run)
-    return saturation, bench.interrupted
+    return Measured(
+        run=run.id, saturation=peak, slo=slo, overload=overload, interrupted=bench.interrupted,
+        lost=bench.lost,
+    )  # fmt: skip
+
+
+def _peak(bench: Bench, started_s: float) -> Saturation:
+    """The plateau, or the one point that was asked for."""
+    _gather(bench)
+    with undisturbed():
+        found = answer(_evidence(bench), seconds_spent=time.monotonic() - started_s)
+        disk.save(bench.folder / "saturation.json", found)
+    return found
 
 
 def _server_lock(server: Server, out: Path) -> contextlib.AbstractContextManager[None]:
@@ -91,22 +118,30 @@ def _prepare(
     ask = control(target.url, request.allowed, request.access)
     sent = payloads.prepare(run, target, request, folder, protocol=protocol, control=ask, held=held, say=say)
     missing = _no_cross_check(target, request)
-    if missing is not None and request.cross_check:
+    if missing is not None and request.cross_check and request.open_loop is None:
         say.warn(f"no cross-check: {missing}")
     agree = agree_within(target, run.environment.machine, targets.sender_cpus(target), local=targets.local(target))
-    reason = "a known server has no engine" if target.variant else "not served by Brim: its engine is not here"
     plan = plan_of(target, request, cross_check=missing is None, transfer=sent.lighter is not None, agree=agree)
     return Bench(
         run=run, folder=folder, out=out, target=target, request=request, say=say, progress=progress,
         plan=plan, control=ask, reader=StatisticsReader(ask, target, targets.server_pid(target)), payloads=sent,
         own=request.cluster or SenderDriver(), other=PerfAnalyzerDriver(),
         sender=SENDERS[protocol, request.client], protocol=protocol, no_cross_check=missing, held=held,
-        alone=Alone(reason="not reached", failed=True) if plan.engine else Alone(reason=reason),
+        alone=Alone(reason="not reached", failed=True) if plan.engine else Alone(reason=_not_alone(target, request)),
     )  # fmt: skip
+
+
+def _not_alone(target: Target, request: Request) -> str:
+    """Why the engine is not run alone."""
+    if request.open_loop is not None:
+        return "the rate is the sender's, not the engine's"
+    return "a known server has no engine" if target.variant else "not served by Brim: its engine is not here"
 
 
 def _no_cross_check(target: Target, request: Request) -> str | None:
     """Why perf_analyzer is not to run, or None."""
+    if request.open_loop is not None:
+        return "a rate was asked for: it is kept, or it is not"
     if not request.cross_check:
         return "switched off with --no-cross-check"
     return refusal(

@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from brim import disk
 from brim.errors import Lost, NoResource, UsageError, WorkerLost
 from brim.offspring import undisturbed
-from brim.records import Load, LoadPoint, StatsRead, Window
+from brim.records import Load, LoadPoint, Sender, StatsRead, Window
 from experiments.measure import alone, show, targets
 from experiments.measure.bench import Bench
 from experiments.measure.cut import period_ns, windows_of
 from experiments.measure.gathered import MeasuredLoad
+from experiments.measure.request import Offsets, OpenLoop
 from experiments.measure.steps import Done, Step, foreseen
 from judging import windows as judged
 from loadtest import prepared
@@ -24,14 +27,17 @@ from loadtest.rows import read_rows
 
 #: perf_analyzer decides its length beforehand: a window, and this much for warm-up and the reads at both ends.
 CROSS_CHECK_SLACK = 1.4
+#: The arrivals of an open loop, in the load's folder: int64 ns from its start.
+SCHEDULE = "schedule.npy"
 
 
 def send(bench: Bench, step: Step) -> None:
     """Send one load and book it. Lost if a sender of our own died: its share is missing from every figure."""
     driver = bench.other if step.purpose == "cross_check" else bench.own
     spec = spec_of(bench, step, driver)
-    what = f"[{len(bench.done) + 1}] {bench.target.model}: {words(step)} ({spec.point.sender})"
+    what = f"[{len(bench.done) + 1}] {bench.target.model}: {words(step, spec.point)} ({spec.point.sender})"
     bench.say.progress(what)
+    is_open = spec.point.mode == "open"  # lasts as long as it was asked to
     further = len(foreseen(bench.plan, bench.done)) - 1
 
     def progress(elapsed_s: float, wanted_s: float) -> None:
@@ -57,8 +63,8 @@ def send(bench: Bench, step: Step) -> None:
     try:
         loaded = run_load(
             driver, spec, bench.request.plan, bench.reader, index=len(bench.loads), purpose=step.purpose,
-            length=FIGURE if step.purpose == "figure" else SEARCH,
-            suffices=suffices, progress=progress,
+            length=None if is_open else FIGURE if step.purpose == "figure" else SEARCH,
+            suffices=None if is_open else suffices, progress=progress,
         )  # fmt: skip
     except UsageError as error:
         if step.purpose != "cross_check":
@@ -75,37 +81,74 @@ def send(bench: Bench, step: Step) -> None:
     _raise_what_ended(bench, loaded, measured)
 
 
-def words(step: Step) -> str:
-    """`search, 16 in flight, 2 senders`."""
+def words(step: Step, point: LoadPoint) -> str:
+    """`search, 16 in flight, 2 senders`, or `figure, 300/s poisson`."""
     senders = f", {step.senders} senders" if step.senders > 1 else ""
-    return f"{step.purpose.replace('_', ' ')}, {step.concurrency} in flight{senders}"
+    what = f"{step.concurrency} in flight" if point.mode == "closed" else f"{point.rate_per_s:.4g}/s {point.arrivals}"
+    return f"{step.purpose.replace('_', ' ')}, {what}{senders}"
 
 
 def spec_of(bench: Bench, step: Step, driver: Driver) -> LoadSpec:
     """What the driver is told for this step."""
-    request, plan = bench.request, bench.request.plan
-    payloads = bench.payloads
+    payloads, plan = bench.payloads, bench.request.plan
     lighter = payloads.lighter if step.purpose == "transfer" else None
-    payload = lighter or payloads.asked
+    point = point_of(
+        bench, bench.sender if driver is bench.own else "perf_analyzer", lighter, concurrency=step.concurrency,
+        senders=step.senders,
+    )  # fmt: skip
+    asked = bench.request.open_loop
+    if asked is not None:
+        return load_spec(bench, opened(point, asked), seconds=asked.seconds, offsets_ns=asked.offsets_ns)
     seconds = LOAD_LIMIT_SECONDS
     if driver.ends_itself:
         seconds = CROSS_CHECK_SLACK * plan.window_for(bench.period_s or 0.0) + 1.0
+    return load_spec(bench, point, seconds=seconds, payload=lighter, generator=driver.generator)
+
+
+def point_of(
+    bench: Bench, sender: Sender, lighter: Path | None = None, *, concurrency: int, senders: int = 1
+) -> LoadPoint:
+    """So many requests in flight, as the user wants them sent; `lighter` is another pool than the one asked for."""
+    request, payloads = bench.request, bench.payloads
+    return LoadPoint(
+        concurrency=concurrency,
+        items_per_request=request.items_per_request,
+        protocol=bench.protocol,
+        transport=payloads.lighter_transport if lighter else request.transport,
+        payload=prepared.load(lighter or payloads.asked).source,
+        sender=sender,
+        senders=senders,
+        compression=request.compression,
+    )
+
+
+def opened(point: LoadPoint, asked: OpenLoop) -> LoadPoint:
+    """The same at a rate."""
+    return replace(
+        point, mode="open", concurrency=None, rate_per_s=asked.rate_per_s, arrivals=asked.arrivals, cv=asked.cv,
+        seed=asked.seed, outstanding=asked.outstanding,
+    )  # fmt: skip
+
+
+def load_spec(
+    bench: Bench,
+    point: LoadPoint,
+    *,
+    seconds: float,
+    payload: Path | None = None,
+    generator: str = "locust",
+    offsets_ns: Offsets | None = None,
+) -> LoadSpec:
+    """The next load of the run as its driver is told it; the schedule of an open loop is written beside it."""
+    request, plan = bench.request, bench.request.plan
+    folder = bench.folder / "raw" / f"{len(bench.loads):02d}-{generator}"
     return LoadSpec(
         url=bench.target.url,
         model=bench.target.model,
         version=bench.target.version,
-        point=LoadPoint(
-            concurrency=step.concurrency,
-            items_per_request=request.items_per_request,
-            protocol=bench.protocol,
-            transport=payloads.lighter_transport if lighter else request.transport,
-            payload=prepared.load(payload).source,
-            sender=bench.sender if driver is bench.own else "perf_analyzer",
-            senders=step.senders,
-            compression=request.compression,
-        ),
-        payload=str(payload),
-        folder=str(bench.folder / "raw" / f"{len(bench.loads):02d}-{driver.generator}"),
+        point=point,
+        payload=str(payload or bench.payloads.asked),
+        folder=str(folder),
         rows=str(bench.folder / "requests"),
         first_worker=bench.workers,
         seconds=seconds,
@@ -116,18 +159,19 @@ def spec_of(bench: Bench, step: Step, driver: Driver) -> LoadSpec:
         cpus=targets.sender_cpus(bench.target),
         access=request.access,
         channels=request.channels,
+        arrivals=None if offsets_ns is None else str(_scheduled(folder, offsets_ns)),
     )
+
+
+def _scheduled(folder: Path, offsets_ns: Offsets) -> Path:
+    file = disk.make_folder(folder) / SCHEDULE
+    with disk.told(file):
+        np.save(file, offsets_ns, allow_pickle=False)
+    return file
 
 
 def _book(bench: Bench, step: Step, spec: LoadSpec, loaded: Loaded, enough_ns: int | None) -> MeasuredLoad:
-    bench.workers += max(len(loaded.load.workers), step.senders)
-    load = replace(
-        loaded.load,
-        server_start=bench.start,
-        request_bytes=prepared.load(Path(spec.payload)).request_bytes,
-        judged_until_ns=enough_ns,
-    )
-    disk.append(bench.folder / "loads.jsonl", load)
+    load = take_down(bench, spec, loaded, enough_ns)
     measured = _judged(bench, replace(loaded, load=load))
     for window in measured.windows:
         disk.append(bench.folder / "windows.jsonl", window)
@@ -144,6 +188,20 @@ def _book(bench: Bench, step: Step, spec: LoadSpec, loaded: Loaded, enough_ns: i
     return measured
 
 
+def take_down(bench: Bench, spec: LoadSpec, loaded: Loaded, enough_ns: int | None = None) -> Load:
+    """The load's line in loads.jsonl; its workers' numbers are used up."""
+    bench.workers += max(len(loaded.load.workers), spec.point.senders)
+    load = replace(
+        loaded.load,
+        server_start=bench.start,
+        request_bytes=prepared.load(Path(spec.payload)).request_bytes,
+        judged_until_ns=enough_ns,
+        schedule=str(Path(spec.arrivals).relative_to(bench.folder)) if spec.arrivals else None,
+    )
+    disk.append(bench.folder / "loads.jsonl", load)
+    return load
+
+
 def _judged(bench: Bench, loaded: Loaded) -> MeasuredLoad:
     """The load with its windows; a server whose counters went back was restarted, and the load says so."""
     load = loaded.load
@@ -151,7 +209,7 @@ def _judged(bench: Bench, loaded: Loaded) -> MeasuredLoad:
     windows: list[Window] = []
     restarted = ""
     try:
-        windows = _cut(bench, rows, loaded.reads, load.generator, load.point, load.judged_until_ns)
+        windows = _cut(bench, rows, loaded.reads, load.generator, load.point, load.judged_until_ns, load.unsent)
     except Lost as error:
         restarted = str(error)
     return MeasuredLoad(
@@ -181,6 +239,7 @@ def _cut(
     generator: judged.Generator,
     point: LoadPoint,
     until_ns: int | None = None,
+    unsent: int = 0,
 ) -> list[Window]:
     plan = bench.request.plan
     if len(rows):
@@ -188,6 +247,7 @@ def _cut(
     return windows_of(
         rows, reads, generator=generator, point=point, min_seconds=plan.window_seconds,
         min_batches=plan.window_batches, max_seconds=plan.window_limit_seconds, until_ns=until_ns,
+        unsent=unsent,
     )  # fmt: skip
 
 

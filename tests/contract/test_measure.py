@@ -95,7 +95,8 @@ def test_a_single_point_claims_no_plateau_and_a_missing_perf_analyzer_does_not_s
         items_per_request=2, input_data=None, cross_check=True, figure_rounds=1,
     )  # fmt: skip
     target, progress = targets.describe(wanted, {}, {}, Access()), Progress(lambda share, text: None)
-    answer, _ = measuring.measure(target, request, out=bench.out, say=Say(quiet=True), progress=progress)
+    answer = measuring.measure(target, request, out=bench.out, say=Say(quiet=True), progress=progress).saturation
+    assert answer is not None
     assert answer.verdict == "point"
     assert answer.cross_check is None
     states = {c.rule: (c.state, c.reason) for c in answer.checks}

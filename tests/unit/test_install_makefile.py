@@ -63,17 +63,20 @@ def test_help_lists_every_target() -> None:
 
 def test_the_one_command_of_the_readme_runs_the_three_stages_in_order() -> None:
     assert commands("export", "serve", "loadtest") == [
-        ".venv/bin/brim export", ".venv/bin/brim serve --run", ".venv/bin/brim loadtest",
+        ".venv/bin/brim export", ".venv/bin/brim serve --run", ".venv/bin/brim loadtest --slo-ms auto",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("words", "command"),
     [
-        (["loadtest", "MODEL=resnet50", "CONFIG=b8"], "loadtest resnet50__b8"),
-        (["loadtest", "MODEL=resnet50"], "loadtest resnet50__b4"),
-        (["loadtest", "MODEL=resnet50__b8", "SENDERS=2"], "loadtest resnet50__b8 --senders 2"),
-        (["loadtest", "URL=http://h:8000", "MODEL=m"], "loadtest http://h:8000 m"),
+        (["loadtest", "MODEL=resnet50", "CONFIG=b8"], "loadtest resnet50__b8 --slo-ms auto"),
+        (["loadtest", "MODEL=resnet50"], "loadtest resnet50__b4 --slo-ms auto"),
+        (["loadtest", "MODEL=resnet50__b8", "SENDERS=2"], "loadtest resnet50__b8 --senders 2 --slo-ms auto"),
+        (["loadtest", "URL=http://h:8000", "MODEL=m"], "loadtest http://h:8000 m --slo-ms auto"),
+        (["loadtest", "MODEL=resnet50", "SLO_MS=50"], "loadtest resnet50__b4 --slo-ms 50"),
+        (["loadtest", "SLO_MS=none"], "loadtest"),
+        (["loadtest", "ARGS=--rate 5"], "loadtest --rate 5"),
         (["loadtest", "CONCURRENCY=16", "OUT=there"], "loadtest --concurrency 16 --out there"),
         (["serve", "MODE=docker", "CONFIG=b8"], "serve --config b8 --mode docker --run"),
         (["serve", "MODE=remote", "URL=http://h:8000"], "serve --mode remote --url http://h:8000 --run"),
@@ -101,7 +104,7 @@ def test_a_config_without_a_model_is_refused_unless_the_same_make_serves_it() ->
     refused = subprocess.run(words, cwd=layout.CHECKOUT, env=environment(), capture_output=True, text=True, timeout=60)
     assert refused.returncode == 2 and "make loadtest MODEL=resnet50 CONFIG=b8" in refused.stderr
     assert commands("serve", "loadtest", "CONFIG=b8") == [
-        ".venv/bin/brim serve --config b8 --run", ".venv/bin/brim loadtest",
+        ".venv/bin/brim serve --config b8 --run", ".venv/bin/brim loadtest --slo-ms auto",
     ]  # fmt: skip
 
 
@@ -113,5 +116,7 @@ def test_every_target_that_sets_up_names_needs_that_exist() -> None:
 
 def test_every_brim_command_behind_a_target_is_built() -> None:
     verbs = set(re.findall(r"\$\(BRIM\)\)? ([a-z-]+)", MAKEFILE))
-    assert verbs == {"demo", "export", "serve", "loadtest", "report", "status", "down", "doctor", "gpu-check", "bundle"}
+    assert verbs == {
+        "demo", "export", "serve", "loadtest", "calibrate", "report", "status", "down", "doctor", "gpu-check", "bundle",
+    }  # fmt: skip
     assert all(VERBS[verb][0] is not None for verb in verbs)

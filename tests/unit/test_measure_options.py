@@ -19,7 +19,9 @@ def options(**changes: Any) -> Options:
         "transport": "wire", "client": "brim", "gzip": False, "channels": 1, "shapes": (), "input_data": None,
         "model_version": "", "loads": None, "tls_ca": None, "tls_cert": None, "tls_key": None, "headers": (),
         "allow_remote": (), "project": None, "cross_check": True, "master": None, "expect_workers": None,
-        "worker": None,
+        "worker": None, "rate": None, "arrivals": None, "cv": None, "trace": None, "speed_up": None, "seconds": None,
+        "seed": None, "outstanding": None, "slo_ms": None, "percentile": None, "slo_seconds": None,
+        "model_free": False, "slo_only": False, "overload": False,
     }  # fmt: skip
     return Options(**{**values, **changes})
 

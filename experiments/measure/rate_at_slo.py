@@ -1,0 +1,167 @@
+"""The largest rate at an SLO of one target, after its peak or alone; and what the server does beyond it.
+
+Books its loads like any other; writes slo.json and overload.json into the run's folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from brim import disk
+from brim.errors import Interrupted, Lost, NotReady, NoValidNumber, WorkerLost
+from brim.offspring import undisturbed
+from brim.records import Overload, Saturation, Slo, SloRate, Target
+from experiments.measure.bench import Bench
+from experiments.measure.gathered import MeasuredLoad
+from experiments.measure.rates import OUTSTANDING
+from experiments.measure.request import Offsets, OpenLoop, SloAsked
+from experiments.measure.slo import PERCENTILE, Wanted, search
+from experiments.measure.trial import Trial, closed_trial, open_trial
+from judging.slo_observed import Floats, Observed, latencies
+from judging.tolerances import STEADY_SHORT_WARMUP_SHARE
+from queueing.batcher import Batcher
+
+
+def rate_at_slo(bench: Bench, peak: Saturation | None) -> SloRate | None:
+    """slo.json, where it was asked for: of the rate that was asked for, or the largest; with `peak`, after it.
+
+    None, too, where the measurement ended before: then the bench says how.
+    """
+    asked, open_loop = bench.request.slo, bench.request.open_loop
+    if asked is None or bench.interrupted or bench.lost:
+        return None
+    if peak is not None and peak.verdict == "failing":
+        bench.say.warn("no rate at the SLO: too many requests fail at any rate")
+        return None
+    found = kept(bench, asked, open_loop) if open_loop is not None else _searched(bench, asked)
+    if found is not None:
+        with undisturbed():
+            disk.save(bench.folder / "slo.json", found)
+    return found
+
+
+def _searched(bench: Bench, asked: SloAsked) -> SloRate | None:
+    """A search that a signal or a lost server ends has no rate, and the bench says why."""
+    wanted = Wanted(
+        limit_ms=asked.limit_ms, percentile=asked.percentile, seconds=asked.seconds, model_free=asked.model_free,
+        seed=bench.request.plan.seed,
+    )  # fmt: skip
+    probe = Probe(bench)
+    try:
+        found = search(probe, batcher_of(bench.target), wanted, progress=lambda text: bench.say.progress(f"    {text}"))
+    except NoValidNumber as ended:
+        if probe.interrupted is None and bench.lost is None:
+            raise
+        bench.say.warn(str(ended))
+        return None
+    finally:
+        bench.interrupted = probe.interrupted
+        if probe.worker_lost is not None:
+            raise probe.worker_lost  # no fault of the server
+    return found
+
+
+def batcher_of(target: Target) -> Batcher:
+    """As the model is served; of a server elsewhere only what it tells."""
+    if target.variant is not None:
+        return Batcher.of(target.variant.config)
+    return Batcher(max_batch=max(1, target.last_step.max_batch), instances=max(1, target.last_step.instances))
+
+
+class Probe:
+    """What the search for the rate sends, through the bench of this measurement."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self.interrupted: Interrupted | None = None  # what ended a load, for the caller to raise again
+        self.worker_lost: WorkerLost | None = None
+
+    def closed(self, concurrency: int, seconds: float) -> Observed:
+        """So many requests in flight for so long."""
+        with self._heeding():
+            return _observed(closed_trial(self._bench, concurrency, seconds, "profile"))
+
+    def open(self, offsets_ns: Offsets, rate_per_s: float, seconds: float) -> Observed:
+        """Poisson arrivals at those instants."""
+        asked = OpenLoop(
+            offsets_ns=offsets_ns, rate_per_s=rate_per_s, arrivals="poisson", seconds=seconds, outstanding=OUTSTANDING
+        )
+        with self._heeding():
+            return _observed(open_trial(self._bench, asked, "trial"))
+
+    @contextlib.contextmanager
+    def _heeding(self) -> Iterator[None]:
+        """Keep the signal that passes; a server that does not answer any more is lost."""
+        try:
+            yield
+        except Interrupted as stopped:
+            self.interrupted = stopped
+            raise
+        except WorkerLost as lost:
+            self.worker_lost = lost
+            raise
+        except NotReady as gone:
+            self._bench.lost = str(gone)
+            raise Lost(str(gone)) from None
+
+
+def _observed(trial: Trial) -> Observed:
+    load = trial.load
+    until_ns = int(trial.rows["sent_ns"].max(initial=load.start_ns))
+    return Observed(
+        load=load.index, start_ns=load.start_ns, end_ns=until_ns, rows=trial.rows, reads=trial.reads,
+        offsets_ns=trial.offsets_ns,
+    )  # fmt: skip
+
+
+def kept(bench: Bench, asked: SloAsked, open_loop: OpenLoop) -> SloRate:
+    """Whether the rate that was asked for meets the SLO: every request due after the warm-up counts, sent or not."""
+    assert asked.limit_ms is not None  # refused beforehand
+    slo = Slo(limit_ms=asked.limit_ms, percentile=asked.percentile or PERCENTILE)
+    took_s, due = _due(bench.loads[-1], open_loop)
+    in_time = float(np.mean(took_s <= slo.limit_ms / 1e3)) if due else 0.0
+    rate = open_loop.rate_per_s * bench.request.items_per_request
+    return SloRate(
+        slo=slo,
+        items_per_s=rate,
+        ci95=None,
+        given="data",
+        verdict="met" if in_time >= slo.percentile / 100 else "missed",
+        reason=f"{in_time:.2%} of {due} requests were answered within {slo.limit_ms:g} ms of when they were due",
+        seconds_spent=open_loop.seconds,
+    )
+
+
+def _due(measured: MeasuredLoad, open_loop: OpenLoop) -> tuple[Floats, int]:
+    """How long what was due between the warm-up and the last second of sending took, and how many that were."""
+    load = measured.load
+    until_ns = min(int(open_loop.seconds * 1e9), load.end_ns - load.start_ns)
+    from_ns = round(STEADY_SHORT_WARMUP_SHARE * until_ns)
+    observed = Observed(
+        load=load.index, start_ns=load.start_ns, end_ns=load.start_ns + until_ns, rows=measured.rows,
+        offsets_ns=open_loop.offsets_ns,
+    )  # fmt: skip
+    first, last = np.searchsorted(open_loop.offsets_ns, (from_ns, until_ns))
+    return latencies(observed)[first:last], int(last - first)
+
+
+def beyond(bench: Bench, found: SloRate | None) -> Overload | None:
+    """What the server does beyond that rate, where it was asked for and there is such a rate."""
+    if not bench.request.overload or found is None or bench.interrupted or bench.lost:
+        return None
+    if found.items_per_s is None:
+        bench.say.warn("no overload: it begins at the rate that meets the SLO, and none was found")
+        return None
+    from experiments.overload.measure import overload  # it stands on this room
+
+    answer, gathered = overload(bench, found)
+    with undisturbed():
+        disk.save(bench.folder / "overload.json", answer)
+    if isinstance(gathered.ended_by, Interrupted):
+        bench.interrupted = gathered.ended_by
+    elif gathered.ended_by is not None:
+        bench.lost = str(gathered.ended_by)
+    return answer

@@ -1,0 +1,98 @@
+"""One load of a fixed length beside the ladder: what a rate that meets an SLO is predicted from, and verified by.
+
+Books it as any load is booked: its line in loads.jsonl, its rows in requests/. Cuts no windows: a trial is judged by
+when its requests were meant, not by when they ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from brim.errors import Lost, WorkerLost
+from brim.offspring import undisturbed
+from brim.records import Load, LoadPoint, Purpose, StatsRead
+from experiments.measure import alone, targets
+from experiments.measure.bench import Bench
+from experiments.measure.gathered import MeasuredLoad
+from experiments.measure.request import Offsets, OpenLoop
+from experiments.measure.send import load_spec, opened, point_of, take_down
+from judging.windows import Rows, by_completion, server_delta
+from loadtest.driver import LoadSpec
+from loadtest.load import Loaded, run_load
+from loadtest.rows import read_rows
+
+#: Tells what is going on: the share that is done (0 to 1), and words.
+Tell = Callable[[float, str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One load and what was seen of it; rows by completion."""
+
+    load: Load
+    rows: Rows
+    reads: tuple[StatsRead, ...]
+    offsets_ns: Offsets | None = None  # the whole schedule of an open loop, from load.start_ns
+
+
+def closed_trial(bench: Bench, concurrency: int, seconds: float, purpose: Purpose) -> Trial:
+    """So many requests in flight for so long."""
+    point = point_of(
+        bench, bench.sender, concurrency=concurrency, senders=min(bench.request.first_senders, concurrency)
+    )
+    return _sent(bench, load_spec(bench, point, seconds=seconds), purpose)
+
+
+def open_trial(bench: Bench, asked: OpenLoop, purpose: Purpose) -> Trial:
+    """Requests by that schedule."""
+    closed = point_of(bench, bench.sender, concurrency=asked.outstanding, senders=bench.request.first_senders)
+    spec = load_spec(bench, opened(closed, asked), seconds=asked.seconds, offsets_ns=asked.offsets_ns)
+    return replace(_sent(bench, spec, purpose), offsets_ns=asked.offsets_ns)
+
+
+def _sent(bench: Bench, spec: LoadSpec, purpose: Purpose) -> Trial:
+    """Send it and take it down; Lost (or what the signal was) once it is booked, if the server did not last."""
+    what = f"{bench.target.model}: {purpose}, {_words(spec.point)}"
+    bench.say.progress(f"[{len(bench.loads) + 1}] {what} for {spec.seconds:.0f} s")
+    bench.payloads.ensure_registered()
+
+    def progress(elapsed_s: float, wanted_s: float) -> None:
+        bench.progress.stepping(what, wanted_s, 0)
+
+    loaded = run_load(
+        bench.own, spec, bench.request.plan, bench.reader, index=len(bench.loads), purpose=purpose, length=None,
+        suffices=None, progress=progress,
+    )  # fmt: skip
+    with undisturbed():
+        trial = _booked(bench, spec, loaded)
+    _raise_what_ended(bench, loaded, trial)
+    return trial
+
+
+def _booked(bench: Bench, spec: LoadSpec, loaded: Loaded) -> Trial:
+    load = take_down(bench, spec, loaded)
+    rows = by_completion(read_rows(bench.folder, load.workers))
+    kept = alone.Kept(folder=loaded.folder, samples=loaded.samples)
+    bench.loads.append(
+        MeasuredLoad(load=load, windows=(), rows=rows[:0], period_ns=1, kept=kept)  # the file keeps its rows
+    )
+    return Trial(load=load, rows=rows, reads=loaded.reads)
+
+
+def _raise_what_ended(bench: Bench, loaded: Loaded, trial: Trial) -> None:
+    if loaded.interrupted is not None:
+        raise loaded.interrupted
+    said = next(iter((*trial.load.reasons, *trial.load.errors)), "")
+    if trial.load.ended == "server_lost":
+        bench.lost = targets.lost_reason(bench.target, bench.control) or said
+        raise Lost(bench.lost)
+    server_delta(trial.reads[0], trial.reads[-1])  # Lost if its counters went back
+    if trial.load.ended == "crashed":
+        raise WorkerLost(f"{said or 'a sender process ended'}; what was measured is in {bench.folder}")
+
+
+def _words(point: LoadPoint) -> str:
+    if point.mode == "closed":
+        return f"{point.concurrency} in flight"
+    return f"{point.rate_per_s:.4g}/s {point.arrivals}"

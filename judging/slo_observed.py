@@ -1,0 +1,102 @@
+"""One load as the search for the rate at an SLO sees it: how long each scheduled request took, and its segments.
+
+Reads the rows of a load and its schedule, writes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from brim.records import Slo, StatsRead, Status
+from judging.edges import Nanoseconds, whole_batch_edges
+from judging.windows import Rows, answered
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+Numbers: TypeAlias = npt.NDArray[np.int64]
+
+#: Of a profiling load, so much is taken as warm-up: its first batches are not yet what the closed loop settles to.
+WARM_SHARE = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Observed:
+    """One load of single-item requests; `rows` are sorted by completion, `reads` by time."""
+
+    load: int  # index of its line in loads.jsonl
+    start_ns: int
+    end_ns: int  # when sending stopped
+    rows: Rows
+    reads: tuple[StatsRead, ...] = ()
+    offsets_ns: Nanoseconds | None = None  # open loop: the whole schedule, from start_ns
+
+    @property
+    def settled_ns(self) -> int:
+        """From here on a closed loop is taken to be steady."""
+        return self.start_ns + round(WARM_SHARE * (self.end_ns - self.start_ns))
+
+    @property
+    def not_ok_share(self) -> float:
+        """Of the requests that the server had its chance to answer."""
+        ended = self.rows[self.rows["status"] != Status.CANCELLED]["status"]
+        return float(np.mean(ended != Status.OK)) if ended.size else 1.0
+
+
+def latencies(observed: Observed) -> Floats:
+    """Seconds from intended to answered, by the schedule; inf for what was rejected, failed, late beyond its deadline
+    or never sent, which are over any limit.
+    """
+    offsets_ns = observed.offsets_ns if observed.offsets_ns is not None else np.empty(0, np.int64)
+    rows = np.sort(observed.rows, order="intended_ns", kind="stable")
+    due_ns = rows["intended_ns"] - observed.start_ns
+    # Requests that are due in the same nanosecond take their places one after the other.
+    place = np.searchsorted(offsets_ns, due_ns) + np.arange(due_ns.size) - np.searchsorted(due_ns, due_ns)
+    found = np.full(offsets_ns.size, np.inf)
+    good = (rows["status"] == Status.OK) & (place < offsets_ns.size)
+    found[place[good]] = (rows["done_ns"] - rows["intended_ns"])[good] / 1e9
+    return found
+
+
+def service_latencies(observed: Observed) -> Floats:
+    """Seconds from sent to answered of what was sent after warm-up and answered well, in order of completion."""
+    rows = observed.rows
+    rows = rows[(rows["status"] == Status.OK) & (rows["sent_ns"] >= observed.settled_ns)]
+    found: Floats = (rows["done_ns"] - rows["sent_ns"]) / 1e9
+    return found
+
+
+def throughput(observed: Observed, period_ns: int) -> float:
+    """Items a second between two ends of batches, after warm-up; batches are `period_ns` apart."""
+    done_ns, items = answered(observed.rows)
+    done_ns = done_ns[done_ns <= observed.end_ns]
+    if done_ns.size < 2:
+        return 0.0
+    near = np.array([observed.settled_ns, int(done_ns[-1]) - period_ns], dtype=np.int64)
+    edges = whole_batch_edges(done_ns, near, period_ns)
+    if edges.size < 2:
+        return 0.0
+    first, last = np.searchsorted(done_ns, edges, side="right")
+    return float(items[first:last].sum(dtype=np.int64) / ((edges[1] - edges[0]) / 1e9))
+
+
+def over_shares(latency_s: Floats, firsts: Numbers, slo: Slo) -> Floats:
+    """The share of requests beyond the limit in each segment; request numbers `firsts[i]` to `firsts[i + 1]`."""
+    over = np.concatenate(([0], np.cumsum(latency_s > slo.limit_ms / 1e3)))
+    shares: Floats = np.diff(over[firsts]) / np.maximum(1, np.diff(firsts))
+    return shares
+
+
+def block_means(latency_s: Floats, firsts: Numbers, slo: Slo) -> Floats:
+    """Mean latency of each block in units of the limit, each request's counted up to twice the limit."""
+    capped = np.concatenate(([0.0], np.cumsum(np.minimum(latency_s / (slo.limit_ms / 1e3), 2.0))))
+    means: Floats = np.diff(capped[firsts]) / np.maximum(1, np.diff(firsts))
+    return means
+
+
+def parts(offsets_s: Floats, from_s: float, to_s: float, count: int) -> Numbers:
+    """Numbers of the first request of each of `count` equally long parts, and one past the last."""
+    edges: Numbers = np.searchsorted(offsets_s, np.linspace(from_s, to_s, count + 1)).astype(np.int64)
+    return edges

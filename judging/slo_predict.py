@@ -1,0 +1,119 @@
+"""What the queueing model foresees: the rate at the SLO in the long run, and arrivals that show it in a short one.
+
+Simulates with the model; reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from brim.records import Slo
+from judging.slo_model import Model
+from judging.slo_observed import Floats
+from queueing import arrivals
+
+Flags: TypeAlias = npt.NDArray[np.bool_]
+Numbers: TypeAlias = npt.NDArray[np.int64]
+
+#: Simulated behind a long-run rate, as often as RUNS: it then carries some 0.2% of Monte Carlo error, which the
+#: interval includes. Ten times more arrivals would take longer than they gain.
+REQUESTS = 1_000_000
+RUNS = 4
+#: Rates are looked for between these shares of the capacity.
+LEAST_SHARE, MOST_SHARE = 0.01, 1.02
+COARSE_STEPS = 14  # halvings of that range: 0.03%
+FINE_STEP = 0.015  # to either side of the coarse answer
+STRETCHES = 5  # of a run, for the error of the mean
+LEAST_KAPPA = 1e-3
+#: Candidates for each segment of a schedule.
+CANDIDATES = 48
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foreseen:
+    """The model's own answer."""
+
+    items_per_s: float
+    kappa: float  # d ln(over share) / d ln(rate) there
+    error: float  # standard error of ln(items_per_s), of the simulation
+
+
+def foresee(model: Model, slo: Slo, seed: int, *, requests: int = REQUESTS) -> Foreseen | None:
+    """The rate of Poisson arrivals at which the model just meets the SLO; None if it does not at any.
+
+    Halving on a tenth of the requests finds the neighbourhood, then ln(over share) is taken to be a straight line
+    between two long simulations of the same arrivals.
+    """
+    low, high = (math.log(share * model.capacity) for share in (LEAST_SHARE, MOST_SHARE))
+    if _over(model, slo, math.exp(low), requests // 10, seed).mean() > slo.over_allowed:
+        return None
+    for _ in range(COARSE_STEPS):
+        middle = (low + high) / 2
+        if _over(model, slo, math.exp(middle), requests // 10, seed).mean() > slo.over_allowed:
+            high = middle
+        else:
+            low = middle
+    floor = 1.0 / (RUNS * requests)
+    below, above = (_batch_means(model, slo, math.exp(low + step), requests, seed) for step in (-FINE_STEP, FINE_STEP))
+    ln_below, ln_above = (math.log(max(floor, float(over.mean()))) for over in (below, above))
+    kappa = max(LEAST_KAPPA, (ln_above - ln_below) / (2 * FINE_STEP))
+    found = low - FINE_STEP + (math.log(slo.over_allowed) - ln_below) / kappa
+    relative = float(above.std(ddof=1)) / math.sqrt(above.size) / max(floor, float(above.mean()))
+    return Foreseen(items_per_s=math.exp(found), kappa=kappa, error=relative / kappa)
+
+
+def _batch_means(model: Model, slo: Slo, rate: float, requests: int, seed: int) -> Floats:
+    """Over-shares of long stretches of simulated arrivals, in several runs so that memory stays flat."""
+    runs = [_over(model, slo, rate, requests, seed + run) for run in range(RUNS)]
+    means = [over[: over.size // STRETCHES * STRETCHES].reshape(STRETCHES, -1).mean(axis=1) for over in runs]
+    together: Floats = np.concatenate(means)
+    return together
+
+
+def _over(model: Model, slo: Slo, rate: float, requests: int, seed: int) -> Flags:
+    at_s = arrivals.poisson(rate, requests / rate, seed) / 1e9
+    over: Flags = model.latencies(at_s, seed) > slo.limit_ms / 1e3
+    return over
+
+
+def relax_s(rate: float, capacity: float) -> float:
+    """How long a queue remembers: 2 r / (C - r)^2, heavy traffic of Poisson arrivals at near-deterministic service."""
+    return 2 * rate / max(capacity - rate, 0.01 * capacity) ** 2
+
+
+def typical_schedule(
+    model: Model, slo: Slo, *, rate: float, warm_s: float, seconds: float, segments: int, pace: float, seed: int
+) -> Numbers:
+    """Offsets (int64 ns) of Poisson arrivals whose segments each show about as much of the limit as the long run does.
+
+    Of several seeded candidates for each segment the one is taken on which the model, `pace` times as loaded, comes
+    nearest to the share that the SLO allows. That is stratified sampling by a control variate: a minute of arrivals
+    holds few bursts, and an unlucky draw has none. It favours no outcome, for what the server makes of them is open.
+    """
+    lengths = [warm_s, *[(seconds - warm_s) / segments] * segments]
+    begun = 0.0
+    chosen = np.empty(0)
+    for number, length in enumerate(lengths):
+        seeds = np.random.SeedSequence((seed, number)).generate_state(CANDIDATES if number else 1)
+        drawn = [np.concatenate((chosen, begun + _poisson(rate, length, int(s)))) for s in seeds]
+        shares = [_last_share(model, slo, offsets / pace, chosen.size) for offsets in drawn]
+        chosen = drawn[int(np.argmin(np.abs(np.array(shares) - slo.over_allowed)))]
+        begun += length
+    offsets_ns: Numbers = np.rint(chosen * 1e9).astype(np.int64)
+    return offsets_ns
+
+
+def _poisson(rate: float, seconds: float, seed: int) -> Floats:
+    offsets: Floats = arrivals.poisson(rate, seconds, seed) / 1e9
+    return offsets
+
+
+def _last_share(model: Model, slo: Slo, arrivals_s: Floats, first: int) -> float:
+    if arrivals_s.size <= first:
+        return 0.0
+    return float(np.mean(model.latencies(arrivals_s, seed=0)[first:] > slo.limit_ms / 1e3))
