@@ -95,3 +95,12 @@ def report_folder(out: Path, name: str) -> Path:
 def latest_report(out: Path) -> Path:
     """A symlink to the folder of the report that was written last."""
     return reports(out) / "latest"
+
+
+def calibrations(out: Path) -> Path:
+    """Calibrations, the servers that they were of, and `latest.json`."""
+    return out / "calibrate"
+
+
+def latest_calibration(out: Path) -> Path:
+    return calibrations(out) / "latest.json"

@@ -5,11 +5,11 @@ Reads windows and findings, writes nothing. The numbers are those of docs/archit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Literal
 
-from brim.records import Check, CrossCheck, LoadPoint, ServerDelta, Window
+from brim.records import Calibration, Check, CrossCheck, LoadPoint, ServerDelta, Window
 from judging.accounting import Finding
 from judging.evidence import SenderExperiment
 from judging.tolerances import AGREE_WINDOWS, CEILING, PLATEAU
@@ -149,9 +149,19 @@ def outputs(
     return _check(7, max_relative_error <= bound, value=max_relative_error, bound=bound, reason=reason)
 
 
-def calibrated() -> Check:
-    """Rule 8: needs `brim calibrate`."""
-    return not_applicable(8, "brim calibrate comes later")
+def calibrated(made: Calibration | None, machine: Mapping[str, str]) -> Check:
+    """Rule 8: known servers were measured right on this machine; the value is the largest error."""
+    if made is None:
+        return not_applicable(8, "not calibrated yet: `brim calibrate` takes about two minutes")
+    if made.environment.machine != machine:
+        return not_applicable(8, "calibrated on another machine: run `brim calibrate` on this one")
+    wrong = [row for row in made.rows if not row.holds]
+    worst = max((abs(row.error_fraction) for row in made.rows if row.error_fraction is not None), default=None)
+    servers = len({row.server for row in made.rows})
+    reason = f"{len(made.rows)} figures of {servers} known servers, {made.made_utc}"
+    if wrong:
+        reason = f"{wrong[0].generator} is wrong about {wrong[0].server}, {wrong[0].quantity} ({made.made_utc})"
+    return _check(8, made.holds, value=worst, reason=reason)
 
 
 def not_applicable(rule: int, reason: str) -> Check:

@@ -18,7 +18,7 @@ from brim import disk, guard
 from brim.access import open_tls, ssl_context
 from brim.errors import NotReady, UsageError
 from brim.guard import Endpoint
-from brim.records import Access, TargetLimit, Tensor, Transport
+from brim.records import Access, LoadPoint, TargetLimit, Tensor, Transport
 from loadtest import payload as pool
 from loadtest import prepared, request_bytes
 from loadtest.driver import LoadSpec
@@ -28,6 +28,8 @@ WINDOWS = 3
 #: It sleeps for 1.2 times the interval that it was told (measured: 2.402 s for 2000 ms).
 WINDOW_FACTOR = 1.2
 CONNECT_S = 5.0
+#: Its words for the arrivals of an open loop, which are ours.
+DISTRIBUTIONS = ("constant", "poisson")
 #: Its flags for authorities, our certificate and our key.
 SECURE = {
     "https": (
@@ -71,8 +73,8 @@ def check(spec: LoadSpec) -> guard.Address:
     why = refusal(
         spec.url, transport=point.transport, compression=point.compression, access=spec.access, allowed=spec.allowed
     )
-    if point.mode != "closed":
-        why = "perf_analyzer sends closed-loop load here"
+    if point.mode == "open" and point.arrivals not in DISTRIBUTIONS:
+        why = f"perf_analyzer has no {point.arrivals} arrivals"
     if why is not None:
         raise UsageError(f"{why}; leave the cross-check out")
     address = guard.judge(endpoint.host, endpoint.port, spec.allowed)[0]
@@ -108,11 +110,19 @@ def arguments(spec: LoadSpec, address: guard.Address, input_data: Path, csv: Pat
         *(("--shared-memory", "system") if spec.point.transport == "shared_memory" else ()),
         *(("--grpc-compression-algorithm", spec.point.compression) if protocol == "grpc" else ()),
         *("-b", str(spec.point.items_per_request), "--input-data", str(input_data)),
-        *("--concurrency-range", str(spec.point.concurrency), "--async", "--max-threads", "1"),
+        *_loop(spec.point),
+        *("--async", "--max-threads", "1"),
         *("--measurement-mode", "time_windows", "--measurement-interval", str(interval_ms(spec.seconds))),
         *("--stability-percentage", "999", "--max-trials", str(WINDOWS)),
         *("-f", str(csv), "-v", "-v"),
     ]
+
+
+def _loop(point: LoadPoint) -> tuple[str, ...]:
+    """Its closed loop, or its open one: on a schedule of its own, the same in every run, with no bound in flight."""
+    if point.mode == "closed":
+        return ("--concurrency-range", str(point.concurrency))
+    return ("--request-rate-range", f"{point.rate_per_s:g}", "--request-distribution", str(point.arrivals))
 
 
 def _tls(spec: LoadSpec) -> list[str]:

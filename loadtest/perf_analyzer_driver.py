@@ -42,6 +42,8 @@ FLUSH_NS = 1_000_000_000
 STDERR_BYTES = 4 * 2**20
 LAST_BYTES = 2**14
 STDERR = "perf_analyzer.stderr"
+#: The end of all that it said.
+LOG = "perf_analyzer.log"
 
 
 def available(binary: Path | None = None, libraries: Path | None = None) -> str | None:
@@ -111,6 +113,7 @@ class RunningPerfAnalyzer:
         self._spec, self._folder = spec, folder
         self._trace, self._texts = output.Trace(spec.point.protocol), Texts()
         self._done_ns = array.array("q")  # completion instants of answered requests, in order
+        self._most_in_flight = 0
         self._stopped, self._killed, self._broken = False, "", ""
         self._drained_s = 0.0  # once told to stop, nothing in flight counts as drained from here on
         self._no_room = False
@@ -212,6 +215,7 @@ class RunningPerfAnalyzer:
                     os.ftruncate(self._stderr.fileno(), 0)
 
     def _take(self, said: bytes, now_ns: int) -> None:
+        self._most_in_flight = max(self._most_in_flight, len(self._trace.in_flight))
         for sent_ns in self._trace.feed(said, now_ns):
             self._rows.add(sent_ns, sent_ns, now_ns, Status.OK)
             self._done_ns.append(now_ns)
@@ -302,7 +306,7 @@ class RunningPerfAnalyzer:
                 self._rows.add(sent_ns, sent_ns, done_ns, status)
             self._rows.close()
             said = output.words(stderr) + self._trace.tail[-LAST_BYTES:].decode("utf-8", "replace").splitlines()
-            disk.save_text(self._folder / "perf_analyzer.log", "\n".join(said) + "\n")
+            disk.save_text(self._folder / LOG, "\n".join(said) + "\n")
         except NoResource as error:
             self._no_room = True
             self._texts.add(str(error))
@@ -321,13 +325,13 @@ class RunningPerfAnalyzer:
             text = csv_file(self._folder).read_text(encoding="utf-8", errors="replace")
         except OSError:
             return None
-        return output.csv_rate(text, self._spec.point.concurrency or 0)
+        return output.csv_rate(text, self._spec.point)
 
     def _disagreement(self, rate: float) -> str | None:
         return output.disagreement(
             self._done_ns, start_ns=self._trace.first_sent_ns or self._start_ns,
             requests=output.reported_requests(self._trace.tail), items=self._spec.point.items_per_request,
-            concurrency=self._spec.point.concurrency or 0, rate=rate,
+            in_flight=self._spec.point.concurrency or self._most_in_flight, rate=rate,
         )  # fmt: skip
 
     def _server_answers(self) -> bool:

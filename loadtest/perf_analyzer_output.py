@@ -10,11 +10,12 @@ from __future__ import annotations
 import bisect
 import csv
 import io
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from brim.records import Protocol, Status
+from brim.records import LoadPoint, Protocol, Status
 
 Ended = Literal["finished", "stopped", "crashed", "server_lost"]
 
@@ -85,11 +86,12 @@ class Trace:
         return number, False
 
 
-def csv_rate(text: str, concurrency: int) -> float | None:
-    """Items per second in the row of this concurrency, or None if there is no such row or it cannot be read."""
+def csv_rate(text: str, point: LoadPoint) -> float | None:
+    """Items per second in the row of this load point, or None if there is no such row or it cannot be read."""
+    column, asked = ("Concurrency", point.concurrency) if point.mode == "closed" else ("Request Rate", point.rate_per_s)
     for row in csv.DictReader(io.StringIO(text)):
         try:
-            if int(row.get("Concurrency") or "") == concurrency:
+            if math.isclose(float(row.get(column) or ""), asked or 0, rel_tol=1e-5):
                 return float(row.get("Inferences/Second") or "")
         except ValueError:
             continue
@@ -140,7 +142,7 @@ def reported_requests(tail: bytes) -> int | None:
 
 
 def disagreement(
-    done_ns: Sequence[int], *, start_ns: int, requests: int | None, items: int, concurrency: int, rate: float
+    done_ns: Sequence[int], *, start_ns: int, requests: int | None, items: int, in_flight: int, rate: float
 ) -> str | None:
     """A line if the rows of the measured stretch and perf_analyzer's own figures are not of one mind, else None.
 
@@ -151,7 +153,7 @@ def disagreement(
         return "perf_analyzer's summary has no count of requests, so its rate was not checked against its trace"
     seconds = requests * items / rate
     counted = bisect.bisect_right(done_ns, start_ns + round(seconds * 1e9))
-    if abs(counted - requests) <= max(AGREEMENT * requests, concurrency):
+    if abs(counted - requests) <= max(AGREEMENT * requests, in_flight):
         return None
     return f"perf_analyzer reports {requests} requests in {seconds:.2f} s, its trace shows {counted}"
 
@@ -176,5 +178,5 @@ def outcome(
         ended = f"was ended by signal {-exit_code}" if exit_code < 0 else f"exited {exit_code}"
         return "crashed", f"perf_analyzer {ended}: {last}"
     if rate is None:
-        return "crashed", f"perf_analyzer exited 0 but its CSV has no row for this concurrency; {last}"
+        return "crashed", f"perf_analyzer exited 0 but its CSV has no row for this load; {last}"
     return "crashed", f"perf_analyzer exited 0 but its trace shows no answered request; {last}"

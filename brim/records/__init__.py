@@ -4,6 +4,7 @@ Units stand in the names; what can be derived is a property and is never stored.
 """
 
 from brim.records.answers import (
+    Calibration,
     CalibrationRow,
     Check,
     CrossCheck,
@@ -23,10 +24,6 @@ from brim.records.answers import (
     Verdict,
 )
 from brim.records.loads import (
-    ROW,
-    ROW_HEADER,
-    ROW_MAGIC,
-    ROW_SCHEMA,
     Access,
     Arrivals,
     Cpu,
@@ -37,6 +34,10 @@ from brim.records.loads import (
     LoadPoint,
     Protocol,
     Purpose,
+    ROW,
+    ROW_HEADER,
+    ROW_MAGIC,
+    ROW_SCHEMA,
     Sender,
     ServerDelta,
     StatsRead,
@@ -48,12 +49,12 @@ from brim.records.loads import (
     Window,
 )
 from brim.records.models import (
-    ELEMENT_BYTES,
-    PARITY_BOUNDS,
     Complexity,
+    ELEMENT_BYTES,
     KnownKind,
     KnownServer,
     ModelCard,
+    PARITY_BOUNDS,
     Parity,
     Server,
     ServingConfig,
@@ -68,6 +69,7 @@ from brim.records.naming import (
 __all__ = [
     "Access",
     "Arrivals",
+    "Calibration",
     "CalibrationRow",
     "Check",
     "Complexity",

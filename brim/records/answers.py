@@ -222,6 +222,20 @@ class CalibrationRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """calibration.json: how right each generator was on one machine."""
+
+    made_utc: str
+    environment: Environment
+    rows: tuple[CalibrationRow, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Every figure was right; nothing measured is not right."""
+        return bool(self.rows) and all(row.holds for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OverloadPoint:
     """What became of one offered rate under one queue policy; rates in items a second."""
 

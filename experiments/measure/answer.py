@@ -275,7 +275,7 @@ def _checks(evidence: Evidence, found: Found, figures: Sequence[Window], efficie
             ),
             alone,
         ),
-        checks.calibrated(),
+        checks.calibrated(evidence.calibration, evidence.run.environment.machine),
     )
 
 

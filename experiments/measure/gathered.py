@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from brim.records import Latency, Load, Run, StatsRead, Target, Window
+from brim.records import Calibration, Latency, Load, Run, StatsRead, Target, Window
 from experiments.measure.alone import Kept, Values
 from experiments.measure.steps import Done, Plan
 from judging.evidence import busy_share, effective_batch
@@ -93,6 +93,7 @@ class Evidence:
     loopback_bytes_per_s: float | None = None  # of a plain copy of such payloads
     max_rate_per_s: float | None = None  # requests, that the user allows to be sent to this host
     sender_cpus: tuple[int, ...] = ()
+    calibration: Calibration | None = None  # the newest
 
     def of(self, *purposes: str) -> list[MeasuredLoad]:
         return [load for load in self.loads if load.load.purpose in purposes]

@@ -16,7 +16,7 @@ import psutil
 from brim import disk, layout
 from brim.environment import describe, digest_of
 from brim.errors import BrimError
-from brim.records import Run, Target
+from brim.records import Calibration, Run, Target
 from engines.digest import engines_digest
 from experiments.measure.targets import variant_folder
 from loadtest.rows import close_rows
@@ -94,3 +94,11 @@ def _lives(run: Run) -> bool:
 def machine_lock() -> Path:
     """One lock for all checkouts and users: two measurements on one machine measure each other."""
     return Path("/tmp/brim-measuring.lock")  # not where TMPDIR says: every shell's may be another
+
+
+def calibration(out: Path) -> Calibration | None:
+    """The newest one; None if there is none that can be read."""
+    try:
+        return disk.load(Calibration, layout.latest_calibration(out))
+    except BrimError:
+        return None

@@ -202,6 +202,7 @@ def _evidence(bench: Bench) -> Evidence:
         local=targets.local(bench.target), link_bytes_per_s=targets.link_bytes_per_s(bench.target),
         loopback_bytes_per_s=bench.payloads.loopback_bytes_per_s,
         max_rate_per_s=limit.max_rate_per_s if limit else None, sender_cpus=targets.sender_cpus(bench.target),
+        calibration=ledger.calibration(bench.out),
     )  # fmt: skip
 
 

@@ -174,6 +174,8 @@ class _Search:
             if in_flight == 1:
                 seconds = self._judge_single(known[0])
         self.profile = fit(self.loads, self.batcher)
+        if not self.profile.capacity > 0:
+            raise _End("failing", f"of {rungs[-1]} requests in flight none were answered well")
         return self.profile
 
     def _judge_single(self, alone: Observed) -> float:
@@ -246,7 +248,7 @@ class _Search:
         capacity = profile.capacity
         rate = next_rate(self.trials, capacity, slo) if self.trials else first_guess(self.batcher, capacity, slo)
         for _ in range(TRIALS_MOST):
-            left = self._seconds(rate, capacity, slo, 1.0)
+            left = self._left()
             settled = any(abs(math.log(rate / trial.rate)) <= POOLED_DATA for trial in self.trials)
             pointing = max(POINTING_S, POINTING_RELAXES * relax_s(rate, capacity))
             # What does not leave time for another is the last.
@@ -263,9 +265,12 @@ class _Search:
 
     def _seconds(self, rate: float, capacity: float, slo: Slo, share: float) -> float:
         """As long as a trial at this rate should be, within its share of the time that is left."""
-        left = self.wanted.seconds - (self.clock() - self.started_s) - AROUND_S
         enough = max(ENOUGH_S, ENOUGH_RELAXES * relax_s(rate, capacity), ENOUGH_OVER / slo.over_allowed / rate)
-        return min(enough, share * left)
+        return min(enough, share * self._left())
+
+    def _left(self) -> float:
+        """Seconds that a load may still send."""
+        return self.wanted.seconds - (self.clock() - self.started_s) - AROUND_S
 
     def _seed(self) -> int:
         """A new pattern of arrivals for each trial, the same ones in each search."""

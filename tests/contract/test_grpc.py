@@ -414,7 +414,7 @@ def test_perf_analyzers_rows_over_grpc_agree_with_its_csv_and_with_triton(
     assert result.sent == result.ok == KServe(server.http).statistics(SLEEP.name)["inference_count"] - before
     done_s = np.sort(rows.read_rows(tmp_path)["done_ns"]) / 1e9
     rate = (len(done_s) - 16) / (done_s[-1] - done_s[15])
-    told = csv_rate(csv_file(tmp_path / "raw").read_text(), 16)
+    told = csv_rate(csv_file(tmp_path / "raw").read_text(), LoadPoint(concurrency=16))
     assert told == pytest.approx(rate, rel=0.15)  # of its own windows, not of our stretch of the load
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -63,11 +64,13 @@ def serve_sleep(root: Path) -> Iterator[Served]:
         ledger.stop(server, out)
 
 
-def start(asked: Target, tmp_path: Path, *, seconds: float, items: int = 1) -> RunningPerfAnalyzer:
+def start(
+    asked: Target, tmp_path: Path, *, seconds: float, items: int = 1, point: LoadPoint | None = None
+) -> RunningPerfAnalyzer:
     prepared = payload.prepare(asked, tmp_path / "payload", items_per_request=items, input_data=None, seed=0, pool=4)
     spec = LoadSpec(
         url=asked.url, model=asked.model, version="", payload=str(prepared),
-        point=LoadPoint(concurrency=CONCURRENCY, items_per_request=items), folder=str(tmp_path / "load"),
+        point=point or LoadPoint(concurrency=CONCURRENCY, items_per_request=items), folder=str(tmp_path / "load"),
         rows=str(tmp_path / "requests"), first_worker=0, seconds=seconds, timeout_s=30.0, drain_s=10.0, samples=0,
     )  # fmt: skip
     return PerfAnalyzerDriver().start(spec, tmp_path / "load")
@@ -96,7 +99,7 @@ def test_rows_csv_server_log_and_the_closed_form_agree(served: Served, tmp_path:
     rate = (len(done_s) - CONCURRENCY) / (done_s[-1] - done_s[CONCURRENCY - 1])
     period_s = statistics.mean(b[0] - a[0] for a, b in zip(log, log[1:], strict=False)) / 1e9
     assert rate == pytest.approx(CONCURRENCY / (2 * period_s), rel=0.05)
-    reported = csv_rate(csv_file(tmp_path / "load").read_text(), CONCURRENCY)
+    reported = csv_rate(csv_file(tmp_path / "load").read_text(), LoadPoint(concurrency=CONCURRENCY))
     assert reported == pytest.approx(rate, rel=0.03)
 
 
@@ -106,6 +109,24 @@ def test_stamps_lie_close_to_the_ends_of_the_executions_that_the_server_logged(s
     done = np.sort(read_rows(tmp_path)["done_ns"])
     after = done - ends[np.clip(np.searchsorted(ends, done) - 1, 0, None)]
     assert 0 < np.median(after) < 5e6  # an answer is seen 1 to 2 ms after its batch ended
+
+
+@pytest.mark.parametrize("arrivals", ["constant", "poisson"])
+def test_in_an_open_loop_it_keeps_to_its_rate_whatever_the_server_does(
+    served: Served, tmp_path: Path, arrivals: Literal["constant", "poisson"]
+) -> None:
+    rate = 150.0  # beyond the 100/s that a batch of one or two can give: batches must grow
+    point = LoadPoint(mode="open", rate_per_s=rate, arrivals=arrivals, outstanding=1000)
+    result = start(served.target(), tmp_path, seconds=4.0, point=point).finish()
+    assert (result.ended, result.reason) == ("finished", "")
+    rows = read_rows(tmp_path)
+    gaps_s = np.diff(np.sort(rows["sent_ns"])) / 1e9
+    assert 1 / gaps_s.mean() == pytest.approx(rate, rel=0.02 if arrivals == "constant" else 0.1)
+    assert gaps_s.std() * rate == pytest.approx({"constant": 0.0, "poisson": 1.0}[arrivals], abs=0.25)
+    log = [e for e in executions.read_executions(served.folder, served.variant) if e[0] > result.start_ns]
+    assert sum(items for _, _, items in log) == result.ok
+    reported = csv_rate(csv_file(tmp_path / "load").read_text(), point)
+    assert reported == pytest.approx(1 / gaps_s.mean(), rel=0.03)
 
 
 def test_items_of_a_request_count_one_by_one(served: Served, tmp_path: Path) -> None:

@@ -183,7 +183,11 @@ def test_what_only_the_master_allows_a_worker_does_not_load() -> None:
         (LOOPBACK, {"point": LoadPoint(concurrency=4, senders=3)}, "3 senders were asked for, and 2 workers are here"),
         (LOOPBACK, {"point": LoadPoint(concurrency=4, sender="grpc_aio", protocol="grpc")}, "HTTP over the wire"),
         (LOOPBACK, {"point": LoadPoint(concurrency=4, transport="shared_memory")}, "HTTP over the wire"),
-        (LOOPBACK, {"point": LoadPoint(mode="open", rate_per_s=9.0)}, "closed loop"),
+        (
+            LOOPBACK,
+            {"point": LoadPoint(mode="open", rate_per_s=9.0, arrivals="poisson", outstanding=64)},
+            "closed loop",
+        ),
         (LOOPBACK, {"access": Access(headers={"authorization": "token.txt"})}, "workers cannot read them"),
         (LOOPBACK, {"access": Access(tls_ca="ca.pem")}, "workers cannot read them"),
         (Place(host="192.0.2.7"), {}, "on each load host 127.0.0.1 is that host itself"),

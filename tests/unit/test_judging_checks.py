@@ -7,7 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from brim.records import Check, Cpu, CrossCheck, Latency, LoadPoint, ServerDelta, Status, StepCount, Window
+from brim.records import (
+    Calibration,
+    CalibrationRow,
+    Check,
+    Cpu,
+    CrossCheck,
+    Environment,
+    Latency,
+    LoadPoint,
+    ServerDelta,
+    Status,
+    StepCount,
+    Window,
+)
 from judging import checks
 from judging.accounting import Finding, items_by_status, littles_law, load_adds_up, window_adds_up
 from judging.evidence import SenderExperiment
@@ -109,7 +122,10 @@ def test_littles_law_allows_five_percent() -> None:
 
 
 def test_littles_law_is_not_asked_where_its_terms_mean_something_else() -> None:
-    assert littles_law(replace(WINDOW, point=LoadPoint(mode="open", rate_per_s=40.0))) is None
+    assert (
+        littles_law(replace(WINDOW, point=LoadPoint(mode="open", rate_per_s=40.0, arrivals="poisson", outstanding=64)))
+        is None
+    )
     assert littles_law(replace(WINDOW, ok=392, rejected=8)) is None
     assert littles_law(replace(WINDOW, latency_ms=None)) is None
 
@@ -147,7 +163,7 @@ def test_rule_1_names_what_does_not_add_up() -> None:
 def test_rule_2_is_about_open_loops() -> None:
     on_time = np.array([(0, 2 * MS, 9 * MS, 1, 0, Status.OK)], dtype=ROW_DTYPE)
     early = np.array([(3 * MS, 2 * MS, 9 * MS, 1, 0, Status.OK)], dtype=ROW_DTYPE)
-    rate = LoadPoint(mode="open", rate_per_s=9.0)
+    rate = LoadPoint(mode="open", rate_per_s=9.0, arrivals="poisson", outstanding=64)
     assert checks.intended_time(LoadPoint(concurrency=1), on_time).state == "not_applicable"
     assert checks.intended_time(rate, on_time) == Check(rule=2, name="intended_time", state="held", value=2.0)
     assert checks.intended_time(rate, early).state == "broken"
@@ -248,7 +264,23 @@ def test_rule_7_wants_every_response_well_formed_and_the_sample_equal() -> None:
     assert at(malformed=1, samples=0, error=None, no_values="not our engine") == ("broken", 1)
 
 
-def test_rule_8_waits_for_the_calibration() -> None:
-    assert checks.calibrated() == Check(
-        rule=8, name="calibrated", state="not_applicable", reason="brim calibrate comes later"
-    )
+def calibration(*measured: float, machine: str = "here") -> Calibration:
+    rows = [
+        CalibrationRow(
+            server=f"sleep {n}", quantity="capacity", generator="locust", truth=100.0, measured=value, bound=0.01
+        )
+        for n, value in enumerate(measured)
+    ]
+    where = Environment(machine={"cpu": machine}, software={})
+    return Calibration(made_utc="2026-01-02T03:04:05+00:00", environment=where, rows=tuple(rows))
+
+
+def test_rule_8_is_what_the_calibration_of_this_machine_says() -> None:
+    here = {"cpu": "here"}
+    assert checks.calibrated(None, here).state == "not_applicable"
+    assert checks.calibrated(calibration(100.0, machine="there"), here).state == "not_applicable"
+    held = checks.calibrated(calibration(100.5, 99.2), here)
+    assert held.state == "held" and held.value == pytest.approx(0.008)
+    wrong = checks.calibrated(calibration(100.5, 98.0), here)
+    assert wrong.state == "broken" and "locust is wrong about sleep 1" in wrong.reason
+    assert checks.calibrated(calibration(), here).state == "broken"

@@ -204,7 +204,7 @@ def test_one_line_tells_why_perf_analyzer_cannot_run(
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
-        ({"point": LoadPoint(mode="open", rate_per_s=5.0)}, "closed-loop"),
+        ({"point": LoadPoint(mode="open", rate_per_s=5.0, arrivals="gamma", cv=2.0, outstanding=9)}, "no gamma"),
         ({"point": LoadPoint(concurrency=1, transport="cuda_shared_memory")}, "CUDA"),
         ({"point": LoadPoint(concurrency=1, compression="gzip")}, "compress"),
         ({"access": Access(headers={"Authorization": "/dev/null"})}, "every user"),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brim.records import Status
+from brim.records import LoadPoint, Status
 from loadtest import perf_analyzer_output as output
 
 DATA = Path(__file__).parent.parent / "data" / "perf_analyzer"
@@ -60,15 +60,22 @@ def test_a_grpc_answer_that_is_printed_before_its_request_counts_once() -> None:
 
 def test_the_recorded_csv_gives_its_rate_at_concurrency_4_and_none_at_8() -> None:
     text = (DATA / "sleep.csv").read_text()
-    assert output.csv_rate(text, 4) == 177.444
-    assert output.csv_rate(text, 8) is None
+    assert output.csv_rate(text, LoadPoint(concurrency=4)) == 177.444
+    assert output.csv_rate(text, LoadPoint(concurrency=8)) is None
+
+
+def test_a_csv_of_an_open_loop_gives_the_row_of_its_rate() -> None:
+    text = "Request Rate,Inferences/Second\n99.5,98.0\n100.25,100.5\n"
+    point = LoadPoint(mode="open", rate_per_s=100.25, arrivals="poisson", outstanding=64)
+    assert output.csv_rate(text, point) == 100.5
+    assert output.csv_rate(text, LoadPoint(concurrency=100)) is None
 
 
 @pytest.mark.parametrize(
     "text", ["", "\n", "Concurrency,Inferences/Second\n", "Concurrency,Inferences/Second\n4\n4,x\n", "\x00\ufffd"]
 )
 def test_a_csv_without_a_readable_row_gives_no_rate(text: str) -> None:
-    assert output.csv_rate(text, 4) is None
+    assert output.csv_rate(text, LoadPoint(concurrency=4)) is None
 
 
 def test_of_the_recorded_stderr_only_perf_analyzers_own_words_remain() -> None:
@@ -100,22 +107,22 @@ def test_unanswered_requests_are_timed_out_then_failed_oldest_first_then_cancell
 def test_rows_and_summary_may_differ_by_two_percent(requests: int, agrees: bool) -> None:
     done_ns = [i * 10_000_000 for i in range(1, 2001)]  # 100 requests of 3 items a second for 20 s
     # the reported count and rate say that the stretch lasted 10 s, so 1000 rows belong to it
-    odd = output.disagreement(done_ns, start_ns=0, requests=requests, items=3, concurrency=2, rate=requests * 3 / 10.0)
+    odd = output.disagreement(done_ns, start_ns=0, requests=requests, items=3, in_flight=2, rate=requests * 3 / 10.0)
     assert (odd is None) == agrees
 
 
 def test_one_round_of_answers_at_the_end_of_a_slow_stretch_is_no_disagreement() -> None:
     done_ns = [i * 1_000_000_000 for i in range(1, 11) for _ in range(4)]  # 4 at once each second
     # 40 in 9.95 s: the last four fall just out of it; of 45 in 10 s five are missing
-    assert output.disagreement(done_ns, start_ns=0, requests=40, items=1, concurrency=4, rate=40 / 9.95) is None
-    assert output.disagreement(done_ns, start_ns=0, requests=45, items=1, concurrency=4, rate=4.5) is not None
+    assert output.disagreement(done_ns, start_ns=0, requests=40, items=1, in_flight=4, rate=40 / 9.95) is None
+    assert output.disagreement(done_ns, start_ns=0, requests=45, items=1, in_flight=4, rate=4.5) is not None
 
 
 def test_a_summary_without_a_count_is_told() -> None:
     tail = (DATA / "summary.txt").read_bytes()
     assert output.reported_requests(tail) == 33
     assert output.reported_requests(TRACE) is None
-    assert output.disagreement([1], start_ns=0, requests=None, items=1, concurrency=1, rate=1.0) is not None
+    assert output.disagreement([1], start_ns=0, requests=None, items=1, in_flight=1, rate=1.0) is not None
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,10 @@ def test_the_word_of_the_cross_check_is_the_rules_own(check: Check, told: str) -
             LoadPoint(concurrency=8, items_per_request=2, senders=2, protocol="grpc", transport="shared_memory"),
             "8 requests of 2 items in flight over gRPC through shared memory from 2 senders",
         ),
-        (LoadPoint(mode="open", rate_per_s=12.5, compression="gzip"), "12.5 requests/s over HTTP, gzip"),
+        (
+            LoadPoint(mode="open", rate_per_s=12.5, arrivals="poisson", outstanding=64, compression="gzip"),
+            "12.5 requests/s over HTTP, gzip",
+        ),
     ],
 )
 def test_a_load_point_is_told_with_its_way_in(point: LoadPoint, told: str) -> None:

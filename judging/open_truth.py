@@ -1,0 +1,131 @@
+"""What a known server's log and the queueing simulator say of an open loop: the latencies that must come out. Pure.
+
+The simulator is fed with what was recorded of the judged load itself: when each request was sent, and how long the
+server logged each batch. What a batch costs beyond that is measured beforehand in closed loop, and then left alone:
+nothing is fitted on the load that is judged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from brim.records import Overheads, Status
+from judging.truth import Executions, Log
+from judging.windows import Rows
+from queueing.batcher import Batcher, Service, open_loop
+
+#: The first tenth of a load is not compared: connections open with the first requests.
+BEGINNING = 0.1
+#: A millisecond of latency at half load is nothing to a user, a share of it a figure: so the mean is held in ms …
+MEAN_MS = 0.3
+#: … and the tail, which is hypersensitive to how long a batch takes, as a share.
+P99 = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stretch:
+    """A judged stretch of a closed loop, and what its requests took on average."""
+
+    log: Log
+    start_ns: int
+    end_ns: int
+    latency_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latencies:
+    """Mean and 99th percentile from the intended time, in ms."""
+
+    mean: float
+    p99: float
+
+
+def overheads(alone: Stretch, pairs: Stretch, full: Stretch) -> Overheads | None:
+    """From one request in flight, two an instance (small batches in turn), and two full batches an instance.
+
+    Occupancy is what lies between the end of a batch and the start of the next on its instance while requests wait,
+    o0 + o1 b; additive is what a request alone takes beyond its logged service and that. None without such batches.
+    """
+    small, large, single = (_handed_over(each) for each in (pairs, full, alone))
+    if small is None or large is None or single is None:
+        return None
+    wider = large.items - small.items
+    per_item_ms = max(0.0, (large.gap_ms - small.gap_ms) / wider) if wider > 0.5 else 0.0
+    fixed_ms = max(0.0, large.gap_ms - per_item_ms * large.items)
+    beyond_ms = alone.latency_ms - single.service_ms - fixed_ms - per_item_ms
+    return Overheads(
+        occupancy_ms=fixed_ms, occupancy_per_item_ms=per_item_ms, additive_ms=max(0.0, beyond_ms)
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _HandedOver:
+    items: float  # of a batch, on average
+    service_ms: float
+    gap_ms: float  # until the next one began on the same instance
+
+
+def _handed_over(stretch: Stretch) -> _HandedOver | None:
+    parts = []
+    for executions in stretch.log.instances:
+        began, ended, items = executions[:-1].T
+        inside = (began >= stretch.start_ns) & (began < stretch.end_ns)
+        gaps = executions[1:, 0] - ended
+        parts.append(np.stack([items, ended - began, gaps], axis=1)[inside])
+    together = np.concatenate([np.empty((0, 3), np.int64), *parts])
+    if not together.size:
+        return None
+    mean_items, service_ns, gap_ns = (float(column.mean()) for column in together.T)
+    return _HandedOver(items=mean_items, service_ms=service_ns / 1e6, gap_ms=gap_ns / 1e6)
+
+
+def compared(rows: Rows) -> npt.NDArray[np.bool_]:
+    """Which requests of an open load are compared: those behind its beginning."""
+    first_ns, last_ns = int(rows["intended_ns"].min()), int(rows["intended_ns"].max())
+    behind: npt.NDArray[np.bool_] = rows["intended_ns"] >= first_ns + BEGINNING * (last_ns - first_ns)
+    return behind
+
+
+def measured(rows: Rows) -> Latencies | None:
+    """Of an open load whose requests all ended well; None where one did not, as it has no latency."""
+    if not len(rows) or (rows["status"] != Status.OK).any():
+        return None
+    return _latencies((rows["done_ns"] - rows["intended_ns"])[compared(rows)] / 1e6)
+
+
+def foreseen(rows: Rows, log: Log, batcher: Batcher, overheads: Overheads) -> Latencies | None:
+    """Of the same requests, by the simulator: sent when they were, batches as long as the server logged them.
+
+    A batch's time is the mean of its size times how much its own logged time was off that; so the time of a size
+    that only the simulator forms is known, too. None where the log holds no batch of the load.
+    """
+    if not len(rows):
+        return None
+    rows = rows[np.argsort(rows["sent_ns"], kind="stable")]
+    first_ns = int(rows["sent_ns"][0])
+    executed = log.ended(first_ns, int(rows["done_ns"].max()))
+    if not executed.size:
+        return None
+    mean_s, noise = service_times(executed, batcher.max_batch)
+    simulated = open_loop(
+        (rows["sent_ns"] - first_ns) / 1e9, batcher, Service.of(batcher, lambda size: float(mean_s[size - 1])),
+        overheads, items=rows["items"].astype(np.int32), noise=noise,
+    )  # fmt: skip
+    since_intended_ms = simulated.done_s * 1e3 - (rows["intended_ns"] - first_ns) / 1e6
+    return _latencies(since_intended_ms[compared(rows)])
+
+
+def service_times(executed: Executions, max_batch: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Mean seconds by batch size (between those that were seen, on a line), and each batch's own time over it."""
+    seconds, items = (executed[:, 1] - executed[:, 0]) / 1e9, executed[:, 2]
+    seen = np.unique(items)
+    means = np.array([seconds[items == size].mean() for size in seen])
+    mean_s = np.interp(np.arange(1, max_batch + 1), seen, means)
+    return mean_s, seconds / mean_s[items - 1]
+
+
+def _latencies(ms: npt.NDArray[np.float64]) -> Latencies:
+    return Latencies(mean=float(ms.mean()), p99=float(np.percentile(ms, 99, method="inverted_cdf")))
