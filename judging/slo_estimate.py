@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.special import ndtri, stdtrit
@@ -27,7 +28,7 @@ class Shift:
     """ln of how much higher than assumed the rate at the SLO is."""
 
     value: float
-    error: float  # its standard error, from segment to segment; inf = a single segment carries it all
+    error: float  # its standard error, from segment to segment; inf = nothing was over, or in a single segment
     segments: int
 
     def half_width(self, alpha: float, *further: float) -> float:
@@ -45,12 +46,16 @@ def explain(expected: Expected, seen: Floats) -> Shift | None:
     whole = _root(lambda step: float((seen - expected(step)).sum()))
     if whole is None:
         return None
-    rest = [_root(lambda step, i=i: float(np.delete(seen - expected(step), i).sum())) for i in range(seen.size)]
-    found = np.array([math.inf if shift is None else shift for shift in rest])
-    if not np.isfinite(found).all():
+    rest = [_root(partial(_without, expected, seen, left_out)) for left_out in range(seen.size)]
+    found = np.array([shift for shift in rest if shift is not None])
+    if found.size < seen.size or np.count_nonzero(seen) < 2:
         return Shift(value=whole, error=math.inf, segments=seen.size)
     error = math.sqrt((seen.size - 1) * float(found.var()))
     return Shift(value=whole, error=error, segments=seen.size)
+
+
+def _without(expected: Expected, seen: Floats, left_out: int, step: int) -> float:
+    return float(np.delete(seen - expected(step), left_out).sum())
 
 
 def _root(rising: Callable[[int], float]) -> float | None:

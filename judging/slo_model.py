@@ -141,6 +141,8 @@ def _fitted(seen: Sequence[_Closed], loads: Sequence[tuple[int, Observed]], batc
 def _closed(in_flight: int, load: Observed) -> _Closed:
     settled = [read for read in load.reads if load.settled_ns <= read.middle_ns <= load.end_ns]
     first, last = (settled[0], settled[-1]) if len(settled) > 1 else (load.reads[0], load.reads[-1])
+    if last.batch_counts == first.batch_counts:  # batches so long that none ended in between
+        first, last = load.reads[0], load.reads[-1]
     counts = server_delta(first, last).batch_counts
     sizes: dict[int, tuple[int, float]] = {}
     for size, batches in counts.items():

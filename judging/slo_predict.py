@@ -101,8 +101,8 @@ def typical_schedule(
     for number, length in enumerate(lengths):
         seeds = np.random.SeedSequence((seed, number)).generate_state(CANDIDATES if number else 1)
         drawn = [np.concatenate((chosen, begun + _poisson(rate, length, int(s)))) for s in seeds]
-        shares = [_last_share(model, slo, offsets / pace, chosen.size) for offsets in drawn]
-        chosen = drawn[int(np.argmin(np.abs(np.array(shares) - slo.over_allowed)))]
+        scores = [_untypical(model, slo, offsets / pace, chosen.size) for offsets in drawn]
+        chosen = drawn[min(range(len(drawn)), key=scores.__getitem__)]
         begun += length
     offsets_ns: Numbers = np.rint(chosen * 1e9).astype(np.int64)
     return offsets_ns
@@ -113,7 +113,11 @@ def _poisson(rate: float, seconds: float, seed: int) -> Floats:
     return offsets
 
 
-def _last_share(model: Model, slo: Slo, arrivals_s: Floats, first: int) -> float:
-    if arrivals_s.size <= first:
-        return 0.0
-    return float(np.mean(model.latencies(arrivals_s, seed=0)[first:] > slo.limit_ms / 1e3))
+def _untypical(model: Model, slo: Slo, arrivals_s: Floats, first: int) -> tuple[float, float]:
+    """How far the requests from `first` on are from the share that is allowed, then from the limit in their tail."""
+    latency_s = model.latencies(arrivals_s, seed=0)[first:]
+    if not latency_s.size:
+        return (1.0, 1.0)
+    limit_s = slo.limit_ms / 1e3
+    tail_s = float(np.quantile(latency_s, slo.percentile / 100, method="inverted_cdf"))
+    return (abs(float(np.mean(latency_s > limit_s)) - slo.over_allowed), abs(tail_s - limit_s))

@@ -140,7 +140,7 @@ def given_data(trials: Sequence[Trial], capacity: float, slo: Slo, alpha: float)
 
 
 def bracketed(trials: Sequence[Trial], capacity: float, slo: Slo) -> tuple[float, float]:
-    """Rates between which the answer lies as far as batch means tell: of each trial, t over its segments' over-shares."""
+    """Rates between which the answer lies, by t over the segments of each trial."""
     low, high = LEAST_SHARE * capacity, capacity
     for trial in sorted(trials, key=lambda trial: trial.rate):
         shares = trial.shares(slo)
@@ -153,7 +153,7 @@ def bracketed(trials: Sequence[Trial], capacity: float, slo: Slo) -> tuple[float
 
 
 def next_rate(trials: Sequence[Trial], capacity: float, slo: Slo) -> float:
-    """Where to look next without a model: where the last share points to, else the middle of the bracket in ln(rate)."""
+    """Where to look next without a model: where the last share points to, else mid-bracket in ln(rate)."""
     low, high = bracketed(trials, capacity, slo)
     last = trials[-1]
     share = float(last.shares(slo).mean())

@@ -51,7 +51,10 @@ def _searched(bench: Bench, asked: SloAsked) -> SloRate | None:
     )  # fmt: skip
     probe = Probe(bench)
     try:
-        found = search(probe, batcher_of(bench.target), wanted, progress=lambda text: bench.say.progress(f"    {text}"))
+        found = search(
+            probe, batcher_of(bench.target), wanted, ready=_ready(bench),
+            progress=lambda text: bench.say.progress(f"    {text}"),
+        )  # fmt: skip
     except NoValidNumber as ended:
         if probe.interrupted is None and bench.lost is None:
             raise
@@ -62,6 +65,19 @@ def _searched(bench: Bench, asked: SloAsked) -> SloRate | None:
         if probe.worker_lost is not None:
             raise probe.worker_lost  # no fault of the server
     return found
+
+
+def _ready(bench: Bench) -> list[tuple[int, Observed]]:
+    """What the search for the peak sent: the newest load of each number in flight, from as many senders."""
+    found = {}
+    for one in bench.loads:
+        load, point = one.load, one.load.point
+        if load.purpose in ("search", "figure") and load.ended != "crashed" and point.senders == bench.request.senders:
+            found[point.concurrency or 0] = Observed(
+                load=load.index, start_ns=load.start_ns, end_ns=int(one.rows["sent_ns"].max(initial=load.start_ns)),
+                rows=one.rows, reads=one.reads,
+            )  # fmt: skip
+    return list(found.items())
 
 
 def batcher_of(target: Target) -> Batcher:

@@ -105,6 +105,8 @@ def _refuse(target: Target, request: Request) -> None:
     payload.check_items(target, request.items_per_request)
     if request.channels > 1 and targets.protocol(target) == "http":
         raise UsageError(f"--channels {request.channels}: only gRPC has channels; add --protocol grpc, or leave it out")
+    if request.slo is not None and request.open_loop is None and request.items_per_request > 1:
+        raise UsageError("--slo-ms searches with single items: leave --items-per-request out, or say --rate as well")
     if request.starts > 1:
         require_ours(target.server, f"--starts {request.starts}")
     plan_of(target, request, cross_check=False, transfer=False, agree=0.0)
