@@ -31,6 +31,7 @@ from serve.known import known_server
 
 TOLERANCE = 0.02
 WARM_S, TRUTH_S = 2.0, 15.0
+CLOSED = ("--concurrency-range",)
 #: One thread: as many threads as requests, its way otherwise, take so much of two cores that the server slows by 3%.
 TRUTH_MODE = ("--async", "--max-threads", "1")
 #: A start from one full batch to the next counts only where nearly all are full: else the server was not kept full.
@@ -125,13 +126,13 @@ def search(server: Sleeper) -> Found:
         folder = Path(place)
         with served(server.variant, folder, models=folder) as on:
             with exclusive():
-                before_ms = _truth_ms(on, server)
-            answer = _loadtest(on)
+                before_ms = truth_ms(on, server.max_batch)
+            answer = loadtest(on)
             run = layout.run_folder(folder, answer.run)
             loads = disk.load_lines(Load, run / "loads.jsonl")
             points = tuple(sorted({load.point.concurrency or 0 for load in loads if load.purpose == "search"}))
             with exclusive():
-                after_ms = _truth_ms(on, server)
+                after_ms = truth_ms(on, server.max_batch)
                 ladder_s = sum(_point_s(on, concurrency) for concurrency in points)
             return Found(
                 server=server,
@@ -146,24 +147,25 @@ def search(server: Sleeper) -> Found:
             )
 
 
-def _truth_ms(on: Served, server: Sleeper) -> float:
-    longer_ms = f"{10_000 * (WARM_S + TRUTH_S):.0f}"  # than it may run
+def truth_ms(on: Served, max_batch: int, *, seconds: float = TRUTH_S) -> float:
+    """The period of its full batches by its own log, while perf_analyzer keeps twice as many in flight as fill it."""
+    longer_ms = f"{10_000 * (WARM_S + seconds):.0f}"  # than it may run
     with subprocess.Popen(
-        _perf_analyzer(on, 2 * on.target.full, *TRUTH_MODE, "--measurement-interval", longer_ms),
+        perf_analyzer(on, *CLOSED, str(2 * on.target.full), *TRUTH_MODE, "--measurement-interval", longer_ms),
         env=perf_analyzer_command.environment(layout.perf_analyzer_libraries()),
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     ) as child:  # fmt: skip
         try:
             time.sleep(WARM_S)
             start_ns = time.monotonic_ns()
-            time.sleep(TRUTH_S)
+            time.sleep(seconds)
             end_ns = time.monotonic_ns()
         finally:
             child.kill()
-    return full_period_ms(executions_by_instance(on.logs, on.variant.name), server.max_batch, start_ns, end_ns)
+    return full_period_ms(executions_by_instance(on.logs, on.variant.name), max_batch, start_ns, end_ns)
 
 
-def _loadtest(on: Served) -> Saturation:
+def loadtest(on: Served) -> Saturation:
     """`brim loadtest` as users run it."""
     command = [sys.executable, "-m", "brim", "loadtest", on.variant.name, "--out", str(on.folder), "--json"]
     done = subprocess.run(
@@ -190,7 +192,7 @@ def _point_s(on: Served, concurrency: int) -> float:
     """Seconds that perf_analyzer takes for one point, as it decides itself when it is stable."""
     start_s = time.monotonic()
     subprocess.run(
-        _perf_analyzer(on, concurrency),
+        perf_analyzer(on, *CLOSED, str(concurrency)),
         env=perf_analyzer_command.environment(layout.perf_analyzer_libraries()),
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         timeout=POINT_LIMIT_S, check=False,
@@ -198,11 +200,11 @@ def _point_s(on: Served, concurrency: int) -> float:
     return time.monotonic() - start_s
 
 
-def _perf_analyzer(on: Served, concurrency: int, *told: str) -> list[str]:
+def perf_analyzer(on: Served, *told: str) -> list[str]:
     """perf_analyzer on the server; it ends with this process, however that ends."""
     program = [
         *(str(layout.perf_analyzer()), "-m", on.target.model, "-u", guard.parse_url(on.target.url).netloc),
-        *("--concurrency-range", str(concurrency), *told),
+        *told,
     ]
     return supervise.command(program)
 

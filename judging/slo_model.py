@@ -134,7 +134,7 @@ def _fitted(seen: Sequence[_Closed], loads: Sequence[tuple[int, Observed]], batc
         noise=_noise(single, alone.service_s),
     )
     table = _table(alone, 1) + _table_of(busy, instances)
-    rejected = _disagreement(model, full)
+    rejected = _disagreement(batcher, overheads, full, float(model.service.seconds[-1, -1]))
     return Profile(model=model, table=table, capacity=full.items_per_s, rejected=rejected)
 
 
@@ -240,12 +240,19 @@ def _table_of(loads: Sequence[_Closed], busy: int) -> tuple[ServiceTime, ...]:
     return tuple(ServiceTime(items=size, busy=busy, ms=s * 1e3, batches=n) for size, (n, s) in sorted(merged.items()))
 
 
-def _disagreement(model: Model, full: _Closed) -> str:
-    """Why what full batches gave does not fit the model; "" if it does."""
-    off = full.items_per_s / model.capacity - 1
+def _disagreement(batcher: Batcher, overheads: Overheads, full: _Closed, tabled_s: float) -> str:
+    """Why what full batches gave does not fit the model; "" if it does.
+
+    Its own full batches are asked how long they took, as the machine may have run faster or slower in other loads.
+    """
+    batch = batcher.max_batch
+    service_s = full.sizes.get(batch, (0, tabled_s))[1]
+    held_s = service_s + (overheads.occupancy_ms + overheads.occupancy_per_item_ms * batch) / 1e3
+    allowed = batcher.instances * batch / held_s
+    off = full.items_per_s / allowed - 1
     if abs(off) <= CAPACITY_AGREES:
         return ""
     return (
-        f"{full.in_flight} in flight gave {full.items_per_s:.4g} items/s, {off:+.1%} from the {model.capacity:.4g} "
+        f"{full.in_flight} in flight gave {full.items_per_s:.4g} items/s, {off:+.1%} from the {allowed:.4g} "
         "that its service times allow: the client, the transport or copies are the limit"
     )
