@@ -117,7 +117,7 @@ def test_a_throughput_that_the_service_times_do_not_explain_rejects_the_model() 
 def test_a_machine_that_runs_faster_or_slower_in_another_load_is_no_reason_to_reject_the_model() -> None:
     server = quiet(sleeping(1))
     loads = []
-    for n, pace in ((1, 1.0), (2, 0.95), (8, 1.1), (16, 1.0), (32, 1.06)):
+    for n, pace in ((1, 1.0), (2, 0.95), (8, 1.05), (16, 0.92), (32, 1.08)):
         drifted = replace(server, service=Service(server.service.seconds * pace))
         loads.append((n, SimulatedProbe(drifted, seed=1).closed(n, 2.0)))
     assert fit(loads, server.batcher).rejected == ""
