@@ -188,9 +188,8 @@ class _Search:
     def _slo(self, profile: Profile) -> Slo:
         full_ms = self.batcher.max_batch * self.batcher.instances / profile.capacity * 1e3
         percentile = SLOW_PERCENTILE if profile.capacity < SLOW_PER_S else PERCENTILE
-        return Slo(
-            limit_ms=self.wanted.limit_ms or LIMIT_BATCHES * full_ms, percentile=self.wanted.percentile or percentile
-        )
+        limit_ms = self.wanted.limit_ms or float(f"{LIMIT_BATCHES * full_ms:.2g}")  # a limit that can be told
+        return Slo(limit_ms=limit_ms, percentile=self.wanted.percentile or percentile)
 
     def _attainable(self, profile: Profile, slo: Slo) -> None:
         alone = next(load for in_flight, load in self.loads if in_flight == 1)
