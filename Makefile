@@ -132,7 +132,7 @@ bench-search:
 	$(ensure) test
 	$(strip $(BENCH).search $(out) $(ARGS))
 
-## bench-truth  servers of known capacity, open loop, the rate at an SLO: is it true (100 minutes; ARGS='--part slo')
+## bench-truth  servers of known capacity, open loop, the rate at an SLO: is it true (100 minutes; ARGS='--part open')
 bench-truth:
 	$(ensure) test
 	$(strip $(BENCH).truth $(out) $(ARGS))

@@ -1,0 +1,1 @@
+"""Whether Brim tells the truth: known servers, simulated ones and networks, each figure beside its bound."""
