@@ -33,7 +33,7 @@ variant = $(if $(MODEL),$(if $(findstring __,$(MODEL)),$(MODEL),$(MODEL)__$(or $
 lone_config = $(if $(MODEL)$(URL)$(filter serve,$(MAKECMDGOALS)),,$(if $(CONFIG),$(error \
 	CONFIG=$(CONFIG) is of a model: make loadtest MODEL=resnet50 CONFIG=$(CONFIG))))
 # The peak and the rate at an SLO, unless one load point or another way to load is asked for.
-slo = $(if $(CONCURRENCY)$(filter none,$(SLO_MS))$(filter --rate% --trace% --slo-ms% --master% --worker%,$(ARGS)),,--slo-ms $(or $(SLO_MS),auto))
+slo = $(if $(CONCURRENCY)$(filter none,$(SLO_MS))$(filter --rate% --trace% --slo-ms% --master% --worker% --concurrency% --items-per-request%,$(ARGS)),,--slo-ms $(or $(SLO_MS),auto))
 load = $(if $(CONCURRENCY),--concurrency $(CONCURRENCY)) $(if $(SENDERS),--senders $(SENDERS))
 
 ## help        this list

@@ -68,7 +68,7 @@ def slo_verdict(found: SloRate, item: str) -> str:
         "met": f"{rate} are served {slo}",
         "missed": f"{rate} are NOT served {slo}",
         "resolved": f"the largest rate {slo} was found",
-        "not_resolvable": f"SLO rate not resolvable in {found.seconds_spent:.0f} s ({slo})",
+        "not_resolvable": f"the trials do not tell rates apart {slo}",
         "unattainable": f"no rate is served {slo}",
         "failing": f"no rate {slo}: the server did not answer well",
         "server_lost": f"no rate {slo}: the server was lost",

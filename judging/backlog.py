@@ -46,6 +46,8 @@ def open_steady(intended_ns: Nanoseconds, done_ns: Nanoseconds, *, start_ns: int
     MSER-5 judges a rate, and here that is the sender's.
     """
     from_ns = start_ns + round(STEADY_SHORT_WARMUP_SHARE * (end_ns - start_ns))
+    if end_ns <= start_ns:
+        return Steady(from_ns=from_ns, unstable=True, halves=0.0, bins=0, reasons=("one request tells of no rate",))
     found = growth(intended_ns, done_ns, start_ns=from_ns, end_ns=end_ns)
     reasons = []
     arriving_per_s = len(intended_ns) / ((end_ns - start_ns) / 1e9)

@@ -1,7 +1,7 @@
 """The queueing model of one server, out of closed-loop loads: service times by batch size, and what a batch costs more.
 
-Reads the profiling loads; writes nothing. METHOD: what the engine's own statistics say of each batch size, plus three
-overheads from throughput and latency at known numbers in flight. Nothing is fitted on the load that is judged.
+Reads the profiling loads; writes nothing. What the engine's own statistics say of each batch size, plus three overheads
+from throughput and latency at known numbers in flight. Nothing is fitted on the load that is judged.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ Offsets = NDArray[np.int64]
 
 MOST_ARRIVALS = 100_000_000  # 800 MB of offsets: beyond it somebody mistyped a rate or a duration
 LEAST_CV, MOST_CV = 0.01, 100.0  # of the gaps; below it is constant
+LONGEST_NS = 2**62  # 146 years; twice that is the last nanosecond that an int64 can tell
 LEAST_GAPS, SPARE = 64, 1.1  # drawn at a time: a tenth more than expected, so that one draw nearly always does
 
 
@@ -68,7 +69,9 @@ def read_trace(file: Path) -> Offsets:
     if back.size:
         raise UsageError(f"trace {file}: timestamp {back[0] + 2} is earlier than the one before it; sort the trace")
     since = stamps - stamps[0]
-    return since.astype(np.int64) if stamps.dtype.kind in "iu" else _nanoseconds(since)
+    if since[-1] >= (LONGEST_NS if stamps.dtype.kind == "i" else LONGEST_NS / 1e9):
+        raise UsageError(f"trace {file}: its last timestamp lies over a century behind its first; are they seconds?")
+    return since if stamps.dtype.kind == "i" else _nanoseconds(since)
 
 
 def speed_up(offsets: Offsets, factor: float) -> Offsets:
@@ -116,7 +119,7 @@ def _read_npy(file: Path) -> NDArray[np.float64] | Offsets:
         raise UsageError(f"trace {file} cannot be read: {error}") from error
     if stamps.ndim != 1 or stamps.dtype.kind not in "iuf":
         raise UsageError(f"trace {file} holds {stamps.dtype} in {stamps.ndim} dimensions, must be a list of numbers")
-    return stamps
+    return stamps.astype(np.int64) if stamps.dtype.kind in "iu" else stamps.astype(np.float64)
 
 
 def _read_text(file: Path) -> NDArray[np.float64]:

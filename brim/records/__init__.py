@@ -24,6 +24,10 @@ from brim.records.answers import (
     Verdict,
 )
 from brim.records.loads import (
+    ROW,
+    ROW_HEADER,
+    ROW_MAGIC,
+    ROW_SCHEMA,
     Access,
     Arrivals,
     Cpu,
@@ -34,10 +38,6 @@ from brim.records.loads import (
     LoadPoint,
     Protocol,
     Purpose,
-    ROW,
-    ROW_HEADER,
-    ROW_MAGIC,
-    ROW_SCHEMA,
     Sender,
     ServerDelta,
     StatsRead,
@@ -49,12 +49,12 @@ from brim.records.loads import (
     Window,
 )
 from brim.records.models import (
-    Complexity,
     ELEMENT_BYTES,
+    PARITY_BOUNDS,
+    Complexity,
     KnownKind,
     KnownServer,
     ModelCard,
-    PARITY_BOUNDS,
     Parity,
     Server,
     ServingConfig,

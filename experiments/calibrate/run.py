@@ -52,6 +52,7 @@ def calibrate(
         names = [variant.name for variant in served]
         with embedded.for_a_while(names, out=out, repository=repository, say=say, wait_s=READY_WITHIN_S) as server:
             bench = Bench(server=server, servers=out, folder=folder, plan=read_plan(None), say=say)
+            ended = False
             try:
                 for cell in cells:
                     for generator in generators:
@@ -59,21 +60,23 @@ def calibrate(
                 for variant in opened(cells):
                     for generator in filter(held_open.GENERATORS.__contains__, generators):
                         _open(bench, variant, generator, OPEN_FACTOR * seconds)
+                ended = True
             finally:
                 with undisturbed():
-                    _keep(folder, bench, out)
+                    _keep(folder, bench, out, whole=ended)
     return bench.rows, folder
 
 
-def _keep(folder: Path, bench: Bench, out: Path) -> None:
-    """What was found; rule 8 of every later measurement asks the newest."""
+def _keep(folder: Path, bench: Bench, out: Path, *, whole: bool) -> None:
+    """What was found; rule 8 of every later measurement asks the newest that came to its end."""
     made = Calibration(
         made_utc=datetime.now(UTC).isoformat(timespec="seconds"),
         environment=environment.describe({"triton": bench.server.version}),
         rows=tuple(bench.rows),
     )
     disk.save(folder / "calibration.json", made)
-    disk.save(out / "latest.json", made)
+    if whole:
+        disk.save(out / "latest.json", made)
     close_rows(folder)
 
 

@@ -44,6 +44,7 @@ class Bench:
     loads: list[MeasuredLoad] = field(default_factory=list)
     done: list[Done] = field(default_factory=list)
     workers: int = 0
+    senders: int = 1  # that the rate at the SLO is looked for with: as many as the peak needed
     start: int = 0  # of the server
     period_s: float | None = None  # from batch to batch, as last seen
     interrupted: Interrupted | None = None

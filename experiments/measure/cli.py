@@ -118,7 +118,7 @@ class _Tally:
 @click.option("--slo-seconds", type=float, help="For finding that rate.  [default: 60]")
 @click.option("--model-free", is_flag=True, help="Rest the rate at the SLO on the data alone.")
 @click.option("--slo-only", is_flag=True, help="Do not search for the peak before.")
-@click.option("--overload", is_flag=True, help="After it: goodput beyond that rate, recovery, and queue limits.")
+@click.option("--overload", is_flag=True, help="After --slo-ms: goodput beyond that rate, recovery, queue limits.")
 @click.option("--master", metavar="HOST:PORT", help="Let workers on other hosts send; they connect here.")
 @click.option("--expect-workers", type=click.IntRange(1, 64), help="With --master: how many workers to wait for.")
 @click.option("--worker", metavar="HOST:PORT", help="Be a worker of the master there, and nothing else.")
@@ -212,6 +212,8 @@ def _measure_all(
             if found.saturation is not None:
                 tally.next_step = show.next_step(found.saturation, described)
             _tell_all(say, found, described, out)
+            if found.failed is not None:
+                raise found.failed
             if found.interrupted is not None:
                 raise found.interrupted
             tally.endings += _endings(found)
@@ -233,15 +235,19 @@ def _measure_all(
 def announce(one: Wanted, request: Request, say: Say) -> None:
     """Before a host that is not this machine is asked or sent anything."""
     from experiments.measure import show
-    from experiments.measure.plan import bound_of
+    from experiments.measure.plan import bound_of, further_loads
     from experiments.measure.steps import most_loads
 
     endpoint = guard.parse_url(one.url)
     guard.judge(endpoint.host, endpoint.port, request.allowed)
     limit = request.allowed.get(endpoint.host)
     if limit is not None:
-        loads = most_loads(bound_of(request))
-        seconds = LOAD_LIMIT_SECONDS + request.plan.longest_drain_s
+        loads, lasts_s = most_loads(bound_of(request)) + further_loads(request), LOAD_LIMIT_SECONDS
+        if request.open_loop is not None:
+            loads, lasts_s = request.starts, request.open_loop.seconds
+        elif request.slo is not None:
+            lasts_s = max(lasts_s, request.slo.seconds)
+        seconds = lasts_s + request.plan.longest_drain_s
         say.warn(show.announcement(one.url, one.model, limit, loads=loads, seconds=seconds))
 
 
@@ -260,7 +266,8 @@ def finish(endings: list[tuple[int, str]]) -> int:
 
 def _endings(found: Measured) -> list[tuple[int, str]]:
     """Exit codes and words of its answers."""
-    endings = [ending(found.saturation)] if found.saturation else []
+    gated = found.at_a_rate and found.slo is not None  # then whether it was met is the question
+    endings = [ending(found.saturation)] if found.saturation and not gated else []
     endings += [(SLO_EXIT_CODES[found.slo.verdict], found.slo.verdict)] if found.slo else []
     return [*endings, (Lost.exit_code, Lost.word)] if found.lost else endings
 

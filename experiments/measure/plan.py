@@ -5,9 +5,15 @@ from __future__ import annotations
 from brim.errors import UsageError
 from brim.records import Target
 from experiments.measure.request import Request
+from experiments.measure.slo import TRIALS_MOST
 from experiments.measure.steps import Plan
 from experiments.measure.targets import engine_file
 from judging.tolerances import AGREE_SHARED
+
+#: Of a search for the rate at an SLO, before its trials.
+PROFILE_LOADS = 4
+#: Six rates and a burst, each sent once more where the client was late (experiments.overload.plan).
+OVERLOAD_LOADS = 14
 
 
 def full(target: Target, request: Request) -> int:
@@ -41,6 +47,13 @@ def plan_of(target: Target, request: Request, *, cross_check: bool, transfer: bo
         figure_rounds=1 if request.open_loop else request.figure_rounds,
         starts=request.starts,
     )
+
+
+def further_loads(request: Request) -> int:
+    """Loads of the rate at the SLO and of what comes beyond it, at the very most."""
+    if request.slo is None or request.open_loop is not None:
+        return 0
+    return PROFILE_LOADS + TRIALS_MOST + (OVERLOAD_LOADS if request.overload else 0)
 
 
 def bound_of(request: Request) -> Plan:

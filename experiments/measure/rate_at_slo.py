@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from experiments.measure.bench import Bench
 from experiments.measure.gathered import MeasuredLoad
 from experiments.measure.rates import OUTSTANDING
 from experiments.measure.request import Offsets, OpenLoop, SloAsked
-from experiments.measure.slo import PERCENTILE, Wanted, search
+from experiments.measure.slo import PERCENTILE, SLOW_PER_S, SLOW_PERCENTILE, Wanted, search
 from experiments.measure.trial import Trial, closed_trial, open_trial
 from judging.slo_observed import Floats, Observed, latencies
 from judging.tolerances import STEADY_SHORT_WARMUP_SHARE
@@ -34,9 +35,11 @@ def rate_at_slo(bench: Bench, peak: Saturation | None) -> SloRate | None:
     if asked is None or bench.interrupted or bench.lost:
         return None
     if peak is not None and peak.verdict == "failing":
-        bench.say.warn("no rate at the SLO: too many requests fail at any rate")
+        bench.say.warn("no rate at the SLO: the peak's requests failed; --slo-only looks for it all the same")
         return None
     found = kept(bench, asked, open_loop) if open_loop is not None else _searched(bench, asked)
+    if found is not None and peak is not None and peak.verdict not in ("saturated", "point"):
+        found = replace(found, reason="; ".join(filter(None, (f"the peak before it is {peak.verdict}", found.reason))))
     if found is not None:
         with undisturbed():
             disk.save(bench.folder / "slo.json", found)
@@ -52,7 +55,7 @@ def _searched(bench: Bench, asked: SloAsked) -> SloRate | None:
     probe = Probe(bench)
     try:
         found = search(
-            probe, batcher_of(bench.target), wanted, ready=_ready(bench),
+            probe, batcher_of(bench.target), wanted, ready=_ready(bench), stopped=probe.stopped,
             progress=lambda text: bench.say.progress(f"    {text}"),
         )  # fmt: skip
     except NoValidNumber as ended:
@@ -72,7 +75,11 @@ def _ready(bench: Bench) -> list[tuple[int, Observed]]:
     found = {}
     for one in bench.loads:
         load, point = one.load, one.load.point
-        if load.purpose in ("search", "figure") and load.ended != "crashed" and point.senders == bench.request.senders:
+        if (
+            load.purpose in ("search", "figure")
+            and load.ended != "crashed"
+            and point.senders == min(bench.senders, point.slots)
+        ):
             found[point.concurrency or 0] = Observed(
                 load=load.index, start_ns=load.start_ns, end_ns=int(one.rows["sent_ns"].max(initial=load.start_ns)),
                 rows=one.rows, reads=one.reads,
@@ -85,6 +92,10 @@ def batcher_of(target: Target) -> Batcher:
     if target.variant is not None:
         return Batcher.of(target.variant.config)
     return Batcher(max_batch=max(1, target.last_step.max_batch), instances=max(1, target.last_step.instances))
+
+
+#: In flight at most, over two full batches for each instance: whoever waits longer is late already.
+ROOM = 4
 
 
 class Probe:
@@ -103,19 +114,21 @@ class Probe:
     def open(self, offsets_ns: Offsets, rate_per_s: float, seconds: float) -> Observed:
         """Poisson arrivals at those instants."""
         asked = OpenLoop(
-            offsets_ns=offsets_ns, rate_per_s=rate_per_s, arrivals="poisson", seconds=seconds, outstanding=OUTSTANDING
-        )
+            offsets_ns=offsets_ns, rate_per_s=rate_per_s, arrivals="poisson", seconds=seconds,
+            outstanding=max(OUTSTANDING, ROOM * self._bench.target.full),
+        )  # fmt: skip
         with self._heeding():
             return _observed(open_trial(self._bench, asked, "trial"))
 
+    def stopped(self, signal: Interrupted) -> None:
+        """Keep the signal that ended the search, wherever it came."""
+        self.interrupted = signal
+
     @contextlib.contextmanager
     def _heeding(self) -> Iterator[None]:
-        """Keep the signal that passes; a server that does not answer any more is lost."""
+        """A server that does not answer any more is lost; a sender that died is no fault of the server."""
         try:
             yield
-        except Interrupted as stopped:
-            self.interrupted = stopped
-            raise
         except WorkerLost as lost:
             self.worker_lost = lost
             raise
@@ -136,23 +149,26 @@ def _observed(trial: Trial) -> Observed:
 def kept(bench: Bench, asked: SloAsked, open_loop: OpenLoop) -> SloRate:
     """Whether the rate that was asked for meets the SLO: every request due after the warm-up counts, sent or not."""
     assert asked.limit_ms is not None  # refused beforehand
-    slo = Slo(limit_ms=asked.limit_ms, percentile=asked.percentile or PERCENTILE)
-    took_s, due = _due(bench.loads[-1], open_loop)
-    in_time = float(np.mean(took_s <= slo.limit_ms / 1e3)) if due else 0.0
     rate = open_loop.rate_per_s * bench.request.items_per_request
+    percentile = asked.percentile or (SLOW_PERCENTILE if rate < SLOW_PER_S else PERCENTILE)
+    slo = Slo(limit_ms=asked.limit_ms, percentile=percentile)
+    took_s = np.concatenate([_due(load, open_loop) for load in bench.loads if load.load.purpose == "figure"])
+    if not took_s.size:
+        raise NoValidNumber("no request was due after the warm-up: raise --rate or --seconds")
+    in_time = float(np.mean(took_s <= slo.limit_ms / 1e3))
     return SloRate(
         slo=slo,
         items_per_s=rate,
         ci95=None,
         given="data",
         verdict="met" if in_time >= slo.percentile / 100 else "missed",
-        reason=f"{in_time:.2%} of {due} requests were answered within {slo.limit_ms:g} ms of when they were due",
+        reason=f"{in_time:.2%} of {took_s.size} requests were answered within {slo.limit_ms:g} ms of when due",
         seconds_spent=open_loop.seconds,
     )
 
 
-def _due(measured: MeasuredLoad, open_loop: OpenLoop) -> tuple[Floats, int]:
-    """How long what was due between the warm-up and the last second of sending took, and how many that were."""
+def _due(measured: MeasuredLoad, open_loop: OpenLoop) -> Floats:
+    """How long what was due between the warm-up and the end of sending took, in seconds; inf = never answered well."""
     load = measured.load
     until_ns = min(int(open_loop.seconds * 1e9), load.end_ns - load.start_ns)
     from_ns = round(STEADY_SHORT_WARMUP_SHARE * until_ns)
@@ -161,7 +177,7 @@ def _due(measured: MeasuredLoad, open_loop: OpenLoop) -> tuple[Floats, int]:
         offsets_ns=open_loop.offsets_ns,
     )  # fmt: skip
     first, last = np.searchsorted(open_loop.offsets_ns, (from_ns, until_ns))
-    return latencies(observed)[first:last], int(last - first)
+    return latencies(observed)[first:last]
 
 
 def beyond(bench: Bench, found: SloRate | None) -> Overload | None:
@@ -178,6 +194,6 @@ def beyond(bench: Bench, found: SloRate | None) -> Overload | None:
         disk.save(bench.folder / "overload.json", answer)
     if isinstance(gathered.ended_by, Interrupted):
         bench.interrupted = gathered.ended_by
-    elif gathered.ended_by is not None:
-        bench.lost = str(gathered.ended_by)
+    elif isinstance(gathered.ended_by, WorkerLost):
+        raise gathered.ended_by  # what it gave until then is kept
     return answer

@@ -92,8 +92,6 @@ def slo(asked: Options) -> SloAsked | None:
         raise UsageError(
             "with --rate, --slo-ms MS is a bound that the rate meets or misses: leave the search's options out"
         )
-    if asked.slo_only and asked.overload:
-        raise UsageError("--overload begins at the rate that --slo-ms finds: leave --slo-only out")
     if asked.percentile is not None and not 0 < asked.percentile < 100:
         raise UsageError(f"--percentile {asked.percentile:g} must lie between 0 and 100, as in 99 or 99.9")
     return SloAsked(

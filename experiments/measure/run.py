@@ -53,6 +53,7 @@ class Measured:
     overload: Overload | None = None
     interrupted: Interrupted | None = None  # the signal that ended it early, to be raised again
     lost: str | None = None  # why the server no longer answers
+    failed: BrimError | None = None  # what ended it after the peak
 
     @property
     def at_a_rate(self) -> bool:
@@ -74,15 +75,29 @@ def measure(target: Target, request: Request, *, out: Path, say: Say, progress: 
         try:
             bench = _prepare(run, target, request, out, say, progress, held)
             peak = None if request.slo is not None and request.slo.only else _peak(bench, started)
-            slo = rate_at_slo(bench, peak)
-            overload = beyond(bench, slo)
+            slo, overload, failed = _rates(bench, peak)
         finally:
             with undisturbed():
                 ledger.close_run(out, run)
     return Measured(
         run=run.id, saturation=peak, slo=slo, overload=overload, interrupted=bench.interrupted,
-        lost=bench.lost,
+        lost=bench.lost, failed=failed,
     )  # fmt: skip
+
+
+def _rates(bench: Bench, peak: Saturation | None) -> tuple[SloRate | None, Overload | None, BrimError | None]:
+    """The rate at the SLO and what comes beyond it; an error there costs nothing that was found before."""
+    slo = None
+    try:
+        slo = rate_at_slo(bench, peak)
+        return slo, beyond(bench, slo), None
+    except Interrupted as stopped:
+        bench.interrupted = stopped
+        return slo, None, None
+    except BrimError as error:
+        if peak is None and slo is None:
+            raise
+        return slo, None, error
 
 
 def _peak(bench: Bench, started_s: float) -> Saturation:
@@ -91,6 +106,7 @@ def _peak(bench: Bench, started_s: float) -> Saturation:
     with undisturbed():
         found = answer(_evidence(bench), seconds_spent=time.monotonic() - started_s)
         disk.save(bench.folder / "saturation.json", found)
+    bench.senders = found.at.senders
     return found
 
 
@@ -129,6 +145,7 @@ def _prepare(
         plan=plan, control=ask, reader=StatisticsReader(ask, target, targets.server_pid(target)), payloads=sent,
         own=request.cluster or SenderDriver(), other=PerfAnalyzerDriver(),
         sender=SENDERS[protocol, request.client], protocol=protocol, no_cross_check=missing, held=held,
+        senders=request.first_senders,
         alone=Alone(reason="not reached", failed=True) if plan.engine else Alone(reason=_not_alone(target, request)),
     )  # fmt: skip
 

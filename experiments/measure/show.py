@@ -61,7 +61,7 @@ def next_step(s: Saturation, target: Target) -> str:
     """The command to type next, and what it is good for."""
     command = s.command or f"brim loadtest {s.variant}"
     highest = max((p.at.concurrency or 1 for p in s.probes), default=s.at.concurrency or 1)
-    if s.at.mode == "open":
+    if s.at.mode == "open" and s.verdict in ("point", "unstable") and target.server is not None:
         return f"next: brim loadtest {shlex.quote(s.variant)} --slo-ms auto  (finds the largest rate at an SLO)"
     if s.verdict == "point":
         return f"next: {_with(command, '--concurrency', None)}  (searches for the plateau)"

@@ -103,11 +103,12 @@ def search(
     progress: Callable[[str], None] = lambda text: None,
     clock: Callable[[], float] = time.monotonic,
     ready: Sequence[tuple[int, Observed]] = (),
+    stopped: Callable[[Interrupted], None] = lambda signal: None,
 ) -> SloRate:
     """The largest rate that meets the SLO, with what it rests on; `ready` are closed-loop loads that were made already.
 
-    A server that goes away or a signal ends it with what was found so far. NoValidNumber if that happens before the
-    default SLO is known.
+    A server that goes away or a signal (told to `stopped`) ends it with what was found so far. NoValidNumber if that
+    happens before the default SLO is known.
     """
     at = _Search(
         probe=probe,
@@ -125,6 +126,7 @@ def search(
     except Lost as error:
         return at.told("server_lost", str(error))
     except Interrupted as error:
+        stopped(error)
         return at.told("aborted", str(error))
 
 

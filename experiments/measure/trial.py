@@ -6,10 +6,9 @@ when its requests were meant, not by when they ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from brim.errors import Lost, WorkerLost
+from brim.errors import Lost, NoResource, WorkerLost
 from brim.offspring import undisturbed
 from brim.records import Load, LoadPoint, Purpose, StatsRead
 from experiments.measure import alone, targets
@@ -21,9 +20,6 @@ from judging.windows import Rows, by_completion, server_delta
 from loadtest.driver import LoadSpec
 from loadtest.load import Loaded, run_load
 from loadtest.rows import read_rows
-
-#: Tells what is going on: the share that is done (0 to 1), and words.
-Tell = Callable[[float, str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,15 +34,13 @@ class Trial:
 
 def closed_trial(bench: Bench, concurrency: int, seconds: float, purpose: Purpose) -> Trial:
     """So many requests in flight for so long."""
-    point = point_of(
-        bench, bench.sender, concurrency=concurrency, senders=min(bench.request.first_senders, concurrency)
-    )
+    point = point_of(bench, bench.sender, concurrency=concurrency, senders=min(bench.senders, concurrency))
     return _sent(bench, load_spec(bench, point, seconds=seconds), purpose)
 
 
 def open_trial(bench: Bench, asked: OpenLoop, purpose: Purpose) -> Trial:
     """Requests by that schedule."""
-    closed = point_of(bench, bench.sender, concurrency=asked.outstanding, senders=bench.request.first_senders)
+    closed = point_of(bench, bench.sender, concurrency=asked.outstanding, senders=bench.senders)
     spec = load_spec(bench, opened(closed, asked), seconds=asked.seconds, offsets_ns=asked.offsets_ns)
     return replace(_sent(bench, spec, purpose), offsets_ns=asked.offsets_ns)
 
@@ -84,10 +78,16 @@ def _raise_what_ended(bench: Bench, loaded: Loaded, trial: Trial) -> None:
     if loaded.interrupted is not None:
         raise loaded.interrupted
     said = next(iter((*trial.load.reasons, *trial.load.errors)), "")
+    if loaded.no_room:
+        raise NoResource(said or f"{bench.folder}: no room left; free some, or point --out elsewhere")
     if trial.load.ended == "server_lost":
         bench.lost = targets.lost_reason(bench.target, bench.control) or said
         raise Lost(bench.lost)
-    server_delta(trial.reads[0], trial.reads[-1])  # Lost if its counters went back
+    try:
+        server_delta(trial.reads[0], trial.reads[-1])
+    except Lost as restarted:  # its counters went back
+        bench.lost = str(restarted)
+        raise
     if trial.load.ended == "crashed":
         raise WorkerLost(f"{said or 'a sender process ended'}; what was measured is in {bench.folder}")
 

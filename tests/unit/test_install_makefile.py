@@ -77,6 +77,7 @@ def test_the_one_command_of_the_readme_runs_the_three_stages_in_order() -> None:
         (["loadtest", "MODEL=resnet50", "SLO_MS=50"], "loadtest resnet50__b4 --slo-ms 50"),
         (["loadtest", "SLO_MS=none"], "loadtest"),
         (["loadtest", "ARGS=--rate 5"], "loadtest --rate 5"),
+        (["loadtest", "ARGS=--items-per-request 4"], "loadtest --items-per-request 4"),
         (["loadtest", "CONCURRENCY=16", "OUT=there"], "loadtest --concurrency 16 --out there"),
         (["serve", "MODE=docker", "CONFIG=b8"], "serve --config b8 --mode docker --run"),
         (["serve", "MODE=remote", "URL=http://h:8000"], "serve --mode remote --url http://h:8000 --run"),

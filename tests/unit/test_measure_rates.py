@@ -102,7 +102,6 @@ def test_an_slo_is_in_milliseconds_or_follows_from_the_full_batch() -> None:
         ({"slo_ms": "50", "percentile": 0.0}, "must lie between 0 and 100"),
         ({"slo_ms": "50", "percentile": float("nan")}, "must lie between 0 and 100"),
         ({"slo_ms": "50", "slo_seconds": -1.0}, "--slo-seconds is -1"),
-        ({"slo_ms": "50", "slo_only": True, "overload": True}, "leave --slo-only out"),
         ({"percentile": 99.0}, "--percentile is of --slo-ms"),
         ({"slo_only": True}, "--slo-only is of an SLO"),
         ({"overload": True}, "--overload is of an SLO"),
