@@ -12,7 +12,7 @@ from benchmarks.served import Served, load_spec
 from benchmarks.truth.journal import Book, Line, told
 from benchmarks.truth.loads import closed, fresh, poisson_load
 from benchmarks.truth.network import SMALL, served_small
-from brim.errors import Lost
+from brim.errors import Lost, NotReady
 from brim.records import LoadPoint
 from experiments.calibrate.plan import variant
 from experiments.measure.run import exclusive
@@ -32,8 +32,7 @@ OFFLINE_AGREES = 0.05  # as any two generators on shared cores
 def run(book: Book) -> None:
     """Both servers."""
     if (why := available()) is not None:
-        book.add(told("MLPerf LoadGen", f"not run: {why}"))
-        return
+        raise NotReady(why)
     sleep = variant("sleep", {"service_ms": 20.0}, max_batch=8, instances=1)
     with fresh(sleep, book.folder / "sleep") as on:
         _both(on, book, "sleep")

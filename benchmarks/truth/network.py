@@ -12,7 +12,7 @@ from benchmarks.served import Served
 from benchmarks.truth.journal import Book, Line, told
 from benchmarks.truth.loads import brim_loadtest, fresh, poisson_load
 from brim import disk, layout
-from brim.errors import Lost
+from brim.errors import Lost, NotReady
 from brim.records import ModelCard, ServingConfig, Slo, SloRate, Variant
 from export.small import Layer, Network, export_small
 from judging.slo_observed import Observed, latencies
@@ -65,8 +65,6 @@ def fast_enough(capacity: float | None) -> Line:
 def run_resnet_below(book: Book) -> None:
     """ResNet-50 at p95: the search, and below its answer."""
     card = _resnet(book)
-    if card is None:
-        return
     with fresh(_variant(card, 4), book.folder, book.out) as on:
         found = _search(on, "--slo-ms", "auto", "--percentile", "95", "--slo-seconds", f"{RESNET_SEARCH_S:g}")
         book.add(*_headline("resnet50", found))
@@ -78,8 +76,6 @@ def run_resnet_below(book: Book) -> None:
 def run_resnet_above(book: Book) -> None:
     """And above it, on a server of its own."""
     card = _resnet(book)
-    if card is None:
-        return
     kept = book.earlier("resnet-below")
     slo = Slo(limit_ms=kept["limit_ms"], percentile=95.0)
     found = SloRate(slo=slo, items_per_s=kept["rate"], ci95=None, given="model", verdict="resolved")
@@ -90,7 +86,7 @@ def run_resnet_above(book: Book) -> None:
 def _search(on: Served, *asked: str) -> SloRate:
     folder = brim_loadtest(on, *asked, "--slo-only")
     found = disk.load(SloRate, folder / "slo.json")
-    if found.items_per_s is None:
+    if found.items_per_s is None or found.verdict != "resolved":
         raise Lost(f"`brim loadtest {' '.join(asked)}` gave no rate: {found.verdict} {found.reason}")
     return found
 
@@ -119,12 +115,11 @@ def share_line(what: str, load: Observed, slo: Slo, *, meets: bool) -> Line:
     )  # fmt: skip
 
 
-def _resnet(book: Book) -> ModelCard | None:
+def _resnet(book: Book) -> ModelCard:
     file = layout.card_file(book.out, "resnet50")
-    if file.is_file():
-        return disk.load(ModelCard, file)
-    book.add(told("resnet50", f"not run: there is no {file}; `brim export resnet50` writes it"))
-    return None
+    if not file.is_file():
+        raise NotReady(f"there is no {file}; `brim export resnet50` writes it")
+    return disk.load(ModelCard, file)
 
 
 def _variant(card: ModelCard, max_batch: int) -> Variant:
