@@ -12,7 +12,7 @@ from typing import Any
 from brim import guard
 from brim.access import PLAIN
 from brim.errors import BrimError, NotReady, UsageError, did_you_mean
-from brim.records import Access, EnsembleStep, Server, Target, TargetLimit, Tensor, Variant
+from brim.records import Access, Batching, EnsembleStep, Server, Target, TargetLimit, Tensor, Variant
 from loadtest.control import Control, control
 
 
@@ -55,7 +55,22 @@ def describe(
         variant=variant,
         server=server,
         access=access,
+        batching=batching(config),
         steps=tuple(ensemble_step(name, ask.model_config(name)) for name in steps(config)),
+    )
+
+
+def batching(config: Mapping[str, Any]) -> Batching | None:
+    """What `dynamic_batching` of a configuration says; numbers of 64 bits come as text."""
+    told = config.get("dynamic_batching")
+    if told is None:
+        return None
+    queue = told.get("default_queue_policy", {})
+    return Batching(
+        preferred=tuple(int(size) for size in told.get("preferred_batch_size", ())),
+        queue_delay_us=int(told.get("max_queue_delay_microseconds", 0)),
+        max_queue_size=int(queue.get("max_queue_size", 0)),
+        queue_timeout_us=int(queue.get("default_timeout_microseconds", 0)),
     )
 
 

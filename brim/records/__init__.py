@@ -30,6 +30,7 @@ from brim.records.loads import (
     ROW_SCHEMA,
     Access,
     Arrivals,
+    Batching,
     Cpu,
     EnsembleStep,
     Gpu,
@@ -69,6 +70,7 @@ from brim.records.naming import (
 __all__ = [
     "Access",
     "Arrivals",
+    "Batching",
     "Calibration",
     "CalibrationRow",
     "Check",

@@ -188,9 +188,7 @@ class SloRate:
     ci95: tuple[float, float] | None
     given: Literal["model", "data"]  # whether the interval rests on the queueing model, or on the data alone
     #: `met` and `missed` are of a rate that was asked for; the others of a search.
-    verdict: Literal[
-        "resolved", "not_resolvable", "unattainable", "met", "missed", "failing", "server_lost", "aborted"
-    ]
+    verdict: Literal["resolved", "not_resolvable", "unattainable", "met", "missed", "failing", "server_lost", "aborted"]
     reason: str = ""
     model_rejected: str = ""  # why the queueing model did not fit; "" = it did, or was not asked
     capacity_items_per_s: float | None = None

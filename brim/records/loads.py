@@ -54,6 +54,16 @@ class EnsembleStep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Batching:
+    """How a server forms batches out of single requests, as its configuration says."""
+
+    preferred: tuple[int, ...] = ()
+    queue_delay_us: int = 0
+    max_queue_size: int = 0  # 0 = unlimited
+    queue_timeout_us: int = 0  # 0 = none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """A served model wherever it is, as its own server describes it."""
 
@@ -71,6 +81,7 @@ class Target:
     server: Server | None = None  # if Brim started it
     access: Access = Access()
     steps: tuple[EnsembleStep, ...] = ()  # of an ensemble, in the order of its configuration
+    batching: Batching | None = None  # None = each request is a batch of its own
 
     @property
     def last_step(self) -> EnsembleStep:

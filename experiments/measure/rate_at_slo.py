@@ -91,7 +91,13 @@ def batcher_of(target: Target) -> Batcher:
     """As the model is served; of a server elsewhere only what it tells."""
     if target.variant is not None:
         return Batcher.of(target.variant.config)
-    return Batcher(max_batch=max(1, target.last_step.max_batch), instances=max(1, target.last_step.instances))
+    step, told = target.last_step, target.batching
+    if told is None:  # of an ensemble's last step nothing is told
+        return Batcher(max_batch=max(1, step.max_batch) if target.steps else 1, instances=max(1, step.instances))
+    return Batcher(
+        max_batch=max(1, step.max_batch), instances=max(1, step.instances), delay_s=told.queue_delay_us / 1e6,
+        preferred=told.preferred, max_queue=told.max_queue_size, timeout_s=told.queue_timeout_us / 1e6,
+    )  # fmt: skip
 
 
 #: In flight at most, over two full batches for each instance: whoever waits longer is late already.

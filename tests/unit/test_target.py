@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from brim.errors import NotReady, UsageError
-from brim.records import Tensor
+from brim.records import Batching, Tensor
 from loadtest import target
 from tests.fakes import FakeServer
 
@@ -141,3 +141,16 @@ def test_an_ensemble_is_full_when_its_neediest_step_is_and_its_last_steps_batche
     assert replace(ensemble, steps=steps).full == 10
     assert replace(ensemble, steps=steps).last_step == steps[1]
     assert ensemble.last_step.max_batch == 64
+
+
+def test_a_server_batches_single_requests_only_if_its_configuration_says_so() -> None:
+    assert target.batching({"max_batch_size": 8}) is None
+    assert target.batching({"max_batch_size": 8, "dynamic_batching": {}}) == Batching()
+    told = {
+        "preferred_batch_size": [4, 8],
+        "max_queue_delay_microseconds": "500",
+        "default_queue_policy": {"max_queue_size": 32, "default_timeout_microseconds": "70000"},
+    }
+    assert target.batching({"dynamic_batching": told}) == Batching(
+        preferred=(4, 8), queue_delay_us=500, max_queue_size=32, queue_timeout_us=70_000
+    )
