@@ -12,7 +12,7 @@ from brim.offspring import undisturbed
 from brim.records import Load, LoadPoint, StatsRead, Window
 from experiments.measure import alone, show, targets
 from experiments.measure.bench import Bench
-from experiments.measure.cut import period_ns, windows_of
+from experiments.measure.cut import enough_seconds, period_ns, windows_of
 from experiments.measure.gathered import MeasuredLoad
 from experiments.measure.steps import Done, Step, foreseen
 from judging import windows as judged
@@ -21,9 +21,6 @@ from loadtest.driver import Driver, LoadSpec
 from loadtest.load import Loaded, run_load
 from loadtest.plan import FIGURE, LOAD_LIMIT_SECONDS, SEARCH
 from loadtest.rows import read_rows
-
-#: perf_analyzer decides its length beforehand: a window, and this much for warm-up and the reads at both ends.
-CROSS_CHECK_SLACK = 1.4
 
 
 def send(bench: Bench, step: Step) -> None:
@@ -89,7 +86,8 @@ def spec_of(bench: Bench, step: Step, driver: Driver) -> LoadSpec:
     payload = lighter or payloads.asked
     seconds = LOAD_LIMIT_SECONDS
     if driver.ends_itself:
-        seconds = CROSS_CHECK_SLACK * plan.window_for(bench.period_s or 0.0) + 1.0
+        period_s = bench.period_s or 0.0
+        seconds = enough_seconds(plan.window_for(period_s), period_s)
     return LoadSpec(
         url=bench.target.url,
         model=bench.target.model,
