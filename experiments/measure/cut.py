@@ -10,7 +10,21 @@ from collections.abc import Sequence
 from brim.records import LoadPoint, StatsRead, Window
 from judging.backlog import open_steady
 from judging.steady import Steady, first_fifth, steady
+from judging.tolerances import STEADY_SHORT_WARMUP_SHARE
 from judging.windows import Generator, Rows, answered, batch_period_ns, cut_windows
+from loadtest.statistics_reader import INTERVAL_S
+
+#: A read comes an interval after the one before it was answered, and a batch or two later than that on a full machine.
+LATE_READS = 1.1
+
+
+def enough_seconds(window_s: float, batch_period_s: float) -> float:
+    """Seconds of sending behind whose first fifth a window of `window_s` surely fits.
+
+    A window begins and ends at reads: an interval is lost at either end, and a batch in moving to whole batches.
+    """
+    behind_s = window_s + 2 * LATE_READS * INTERVAL_S + batch_period_s
+    return behind_s / (1 - STEADY_SHORT_WARMUP_SHARE)
 
 #: Windows begin and end at reads, a second apart: an open loop's takes at least so much of what follows its warm-up.
 OPEN_SHARE = 0.7

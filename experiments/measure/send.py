@@ -14,7 +14,7 @@ from brim.offspring import undisturbed
 from brim.records import Load, LoadPoint, Sender, StatsRead, Window
 from experiments.measure import alone, show, targets
 from experiments.measure.bench import Bench
-from experiments.measure.cut import period_ns, windows_of
+from experiments.measure.cut import enough_seconds, period_ns, windows_of
 from experiments.measure.gathered import MeasuredLoad
 from experiments.measure.request import Offsets, OpenLoop
 from experiments.measure.steps import Done, Step, foreseen
@@ -25,8 +25,6 @@ from loadtest.load import Loaded, run_load
 from loadtest.plan import FIGURE, LOAD_LIMIT_SECONDS, SEARCH
 from loadtest.rows import read_rows
 
-#: perf_analyzer decides its length beforehand: a window, and this much for warm-up and the reads at both ends.
-CROSS_CHECK_SLACK = 1.4
 #: The arrivals of an open loop, in the load's folder: int64 ns from its start.
 SCHEDULE = "schedule.npy"
 
@@ -101,7 +99,8 @@ def spec_of(bench: Bench, step: Step, driver: Driver) -> LoadSpec:
         return load_spec(bench, opened(point, asked), seconds=asked.seconds, offsets_ns=asked.offsets_ns)
     seconds = LOAD_LIMIT_SECONDS
     if driver.ends_itself:
-        seconds = CROSS_CHECK_SLACK * plan.window_for(bench.period_s or 0.0) + 1.0
+        period_s = bench.period_s or 0.0
+        seconds = enough_seconds(plan.window_for(period_s), period_s)
     return load_spec(bench, point, seconds=seconds, payload=lighter, generator=driver.generator)
 
 

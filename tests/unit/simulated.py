@@ -39,11 +39,13 @@ def closed_loop(
     spread_ns: int = 0,
     start_ns: int = 5 * SECOND,
     read_every_ns: int = SECOND,
+    first_read: float = 1 / 3,
 ) -> Simulated:
     """`concurrency` users without think time; an idle instance takes at once what waits, up to `max_batch`.
 
     `service` maps seconds since the start to the nanoseconds of a batch that starts then; the answers of a
     batch reach the client spread evenly over `spread_ns`, and each user asks again the moment it is answered.
+    The first read within the load comes `first_read` intervals after its start.
     """
     until_ns = start_ns + round(seconds * SECOND)
     events: list[tuple[int, int, int]] = [(start_ns, 1, user) for user in range(concurrency)]
@@ -76,16 +78,16 @@ def closed_loop(
     table = table[np.argsort(table["done_ns"], kind="stable")]
     return Simulated(
         rows=table,
-        reads=_reads(ends, start_ns, until_ns, read_every_ns),
+        reads=_reads(ends, start_ns, round(first_read * read_every_ns), read_every_ns),
         start_ns=start_ns,
         until_ns=until_ns,
     )
 
 
-def _reads(ends: list[tuple[int, int, int, int]], start_ns: int, until_ns: int, every_ns: int) -> tuple[StatsRead, ...]:
+def _reads(ends: list[tuple[int, int, int, int]], start_ns: int, after_ns: int, every_ns: int) -> tuple[StatsRead, ...]:
     """One read before the load, then one every `every_ns`, the last after the drain; each takes 1 ms."""
     last_ns = max(when for when, *_ in ends) + every_ns
-    instants = [start_ns - every_ns // 2, *range(start_ns + every_ns // 3, last_ns + every_ns, every_ns)]
+    instants = [start_ns - every_ns // 2, *range(start_ns + after_ns, last_ns + every_ns, every_ns)]
     return tuple(_read(ends, at, start_ns) for at in instants)
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from brim.records import LoadPoint, Verdict, Window
-from experiments.measure.cut import period_ns, windows_of
+from experiments.measure.cut import enough_seconds, period_ns, windows_of
 from judging.rows import ROW_DTYPE
 from judging.verdict import Facts, because, verdict
+from tests.unit.simulated import Simulated, closed_loop, constant
 
 MS = 1_000_000
 
@@ -40,6 +41,34 @@ def test_a_record_whose_cut_leaves_no_window_gives_one_to_perf_analyzer_alone_an
     (window,) = cut(rows, "perf_analyzer")
     assert window.seconds >= 10
     assert "its first fifth was taken as warm-up" in window.reasons
+
+
+def read_late(period_s: float, first_read: float, seconds: float) -> Simulated:
+    """A server with a batch every `period_s`, read every 1.05 s from `first_read` on: where the machine is full."""
+    return closed_loop(
+        concurrency=8, max_batch=4, service=constant(round(period_s * 1e9)), seconds=seconds, spread_ns=MS,
+        read_every_ns=1050 * MS, first_read=first_read,
+    )  # fmt: skip
+
+
+def windows_for(perf_analyzer: Simulated, window_s: float) -> list[Window]:
+    windows = windows_of(
+        perf_analyzer.rows, perf_analyzer.reads, generator="perf_analyzer", point=LoadPoint(concurrency=8),
+        min_seconds=window_s, min_batches=1, max_seconds=60,
+    )  # fmt: skip
+    return [w for w in windows if w.kind == "measured"]
+
+
+@pytest.mark.parametrize(("window_s", "period_s"), [(2, 0.024), (2, 0.3), (5, 0.024), (10, 0.25)])
+def test_perf_analyzer_is_given_so_long_that_a_window_fits_wherever_the_reads_fall(
+    window_s: float, period_s: float
+) -> None:
+    seconds = enough_seconds(window_s, period_s)
+    phases = np.linspace(0.0, 0.95, 20)
+    held = [windows_for(read_late(period_s, p, seconds), window_s) for p in phases]
+    assert all(held)
+    without_reads = window_s / 0.8
+    assert not all(windows_for(read_late(period_s, p, without_reads), window_s) for p in phases)
 
 
 def test_a_record_that_is_steady_is_cut_alike_for_both() -> None:
