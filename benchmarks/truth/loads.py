@@ -30,7 +30,7 @@ from loadtest.driver import Driver, LoadSpec
 from loadtest.perf_analyzer_driver import PerfAnalyzerDriver
 from loadtest.rows import read_rows
 from loadtest.sender_driver import SenderDriver
-from queueing.arrivals import Offsets, poisson
+from queueing.arrivals import Offsets, constant, poisson
 from queueing.batcher import Batcher, Service
 from serve.executions import executions_by_instance
 
@@ -38,6 +38,8 @@ from serve.executions import executions_by_instance
 LIMIT_S = 900.0
 #: Length of the loads that overheads are measured by.
 FROZEN_S = 8.0
+#: Between requests that find the server idle; five of the slowest batches that it is asked of.
+APART_S = 0.1
 
 
 @contextlib.contextmanager
@@ -132,10 +134,16 @@ class Frozen:
         return Model(batcher=self.batcher, service=service, overheads=self.overheads, noise=factors)
 
 
-def freeze(on: Served, *, seconds: float) -> Frozen:
-    """One request alone, two an instance, and two full batches an instance; Lost if they leave no batch."""
+def freeze(on: Served, *, seconds: float, from_idle: bool = False) -> Frozen:
+    """One request alone, two an instance, and two full batches an instance; Lost if they leave no batch.
+
+    `from_idle`: each request alone finds a server that has been idle for long, as in an open loop, and not one that has
+    just answered: a processor that sleeps takes 0.1 to 0.3 ms to wake.
+    """
     batcher = Batcher.of(on.variant.config)
-    loads = [closed(on, n, seconds=seconds) for n in (1, 2 * batcher.instances, on.target.full)]
+    apart = constant(1 / APART_S, seconds)
+    alone = opened(on, apart, rate=1 / APART_S, seconds=seconds) if from_idle else closed(on, 1, seconds=seconds)
+    loads = [alone, *(closed(on, n, seconds=seconds) for n in (2 * batcher.instances, on.target.full))]
     log = log_of(on)
     found = overheads(*(_stretch(log, load) for load in loads))
     if found is None:

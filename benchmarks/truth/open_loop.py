@@ -43,7 +43,7 @@ def run(book: Book) -> None:
     sleep = variant("sleep", {"service_ms": 20.0}, max_batch=8, instances=1)
     seconds, lags = book.scaled(LOAD_S), []
     with fresh(sleep, book.folder) as on:
-        frozen = freeze(on, seconds=book.scaled(FROZEN_S))
+        frozen = freeze(on, seconds=book.scaled(FROZEN_S), from_idle=True)
         book.add(told("sleep, k=1: frozen beforehand", frozen.words))
         for number, share in enumerate((*IN_LATENCY, IN_RATE)):
             rate = share * frozen.capacity

@@ -70,7 +70,7 @@ def run_perf_analyzer(book: Book) -> None:
 
 def _run(book: Book, generator: Generator) -> None:
     with fresh(server(), book.folder) as on:
-        frozen = freeze(on, seconds=book.scaled(FROZEN_S))
+        frozen = freeze(on, seconds=book.scaled(FROZEN_S), from_idle=True)
         around = simulated(frozen, on)
         book.add(told("frozen beforehand", frozen.words), told("simulated with those service times", f"{around:.2f}/s"))
         points, rates = [], []
