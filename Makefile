@@ -81,7 +81,7 @@ down:
 
 ## calibrate   servers of known capacity, measured by each generator and held against their own logs
 calibrate:
-	$(ensure) loadtest
+	$(ensure) $(if $(filter --loadgen,$(ARGS)),calibrate-loadgen,loadtest)
 	$(strip $(BRIM) calibrate $(out) $(ARGS))
 
 ## doctor      look at this machine, one line a part, with its fix

@@ -13,6 +13,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "analysis": ("analysis",),
     "load": ("load",),
     "serve": ("serve",),
+    "loadgen": ("loadgen",),
     "export-cpu": ("export", "engine-cpu"),
     "export-gpu": ("export", "engine-gpu"),
     "dev": ("dev",),
@@ -29,7 +30,7 @@ class Needs:
     stub: bool = False
 
 
-_ALL = ("load", "serve", "export", "dev")
+_ALL = ("load", "serve", "loadgen", "export", "dev")
 
 TARGETS: dict[str, Needs] = {
     "demo": Needs("embedded", ("load", "serve"), binaries=True, stub=True),
@@ -38,6 +39,7 @@ TARGETS: dict[str, Needs] = {
     "serve-elsewhere": Needs("remote", ("serve",)),
     "loadtest": Needs("local-load", ("load", "serve"), binaries=True, stub=True),
     "loadtest-url": Needs("load", ("load",), binaries=True),
+    "calibrate-loadgen": Needs("local-load", ("load", "serve", "loadgen"), binaries=True, stub=True),
     "report": Needs("analysis", ("analysis",)),
     "status": Needs("load", ("serve",)),
     "down": Needs("load", ("serve",)),

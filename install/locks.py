@@ -97,7 +97,7 @@ class _Resolver:
         return made
 
     def _universe(self, minor: str, device: str, bounds: dict[str, str]) -> dict[str, str]:
-        extras = ("load", "serve", "export", f"engine-{device}", "dev")
+        extras = ("load", "serve", "loadgen", "export", f"engine-{device}", "dev")
         return pins(self._resolve(minor, [*self._needs(extras), "setuptools"], bounds, X86_LINUX))
 
     def _stub(self, minor: str, device: str, universe: dict[str, str]) -> Path:

@@ -5,7 +5,7 @@ Writes loadgen.json into the load's folder; the child (loadtest.senders.loadgen_
 
 from __future__ import annotations
 
-import importlib.util
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -19,8 +19,8 @@ from loadtest.sender_driver import begin
 
 def available() -> str | None:
     """Why LoadGen cannot run here, in one line, or None if it can."""
-    if importlib.util.find_spec("mlperf_loadgen") is None:
-        return "MLPerf LoadGen is not installed; `make setup` installs mlcommons-loadgen"
+    if find_spec("mlperf_loadgen") is None:
+        return "MLPerf LoadGen is not installed; `make calibrate ARGS=--loadgen` installs it"
     return None
 
 

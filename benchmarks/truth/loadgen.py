@@ -21,7 +21,7 @@ from loadtest import loadgen
 from loadtest.loadgen import Settings, Summary
 from loadtest.loadgen_driver import LoadGenDriver, available
 
-LOAD_S = 30.0
+LOAD_S = 12.0
 LOAD = 0.75  # of the capacity, for Server
 #: Of a full batch's time: a limit that a server at that load keeps.
 LIMIT_BATCHES = 10.0

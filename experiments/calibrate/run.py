@@ -31,10 +31,8 @@ BATCHES_LEAST = 50
 OPEN_FACTOR = 2.0
 
 
-def calibrate(
-    cells: Sequence[Cell], *, out: Path, seconds: float, say: Say, generators: Sequence[Generator]
-) -> tuple[list[CalibrationRow], Path]:
-    """Every cell by every generator, then the open loops that follow from them: rows, and the folder with everything.
+def calibrate(cells: Sequence[Cell], *, out: Path, seconds: float, say: Say, generators: Sequence[Generator]) -> Bench:
+    """Every cell by every generator, then the open loops that follow from them.
 
     What was measured before a signal or a lost server is kept there, too.
     """
@@ -64,7 +62,7 @@ def calibrate(
             finally:
                 with undisturbed():
                     _keep(folder, bench, out, whole=ended)
-    return bench.rows, folder
+    return bench
 
 
 def _keep(folder: Path, bench: Bench, out: Path, *, whole: bool) -> None:

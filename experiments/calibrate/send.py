@@ -16,6 +16,8 @@ from brim.errors import Lost, NoResource
 from brim.records import CalibrationRow, LoadPoint, Sender, Server, Target, Variant
 from brim.say import Say
 from experiments.calibrate.held import Measured, Own
+from experiments.calibrate.plan import described
+from experiments.measure.send import SCHEDULE
 from judging.truth import Log
 from judging.windows import Generator, by_completion
 from loadtest import loadgen, payload, perf_analyzer_output, prepared
@@ -49,6 +51,7 @@ class Bench:
     say: Say
     rows: list[CalibrationRow] = field(default_factory=list)
     closed: dict[tuple[str, Generator, int], Measured] = field(default_factory=dict)  # by variant and concurrency
+    verdicts: list[str] = field(default_factory=list)  # LoadGen's own, in our words
     loads: int = 0
 
 
@@ -70,6 +73,9 @@ def send(
     if loaded.load.ended == "crashed":
         bench.say.warn(f"{generator} gave nothing: {' '.join(loaded.load.reasons)}")
         return None
+    if generator == "loadgen":
+        at = f"{point.concurrency} in flight" if point.mode == "closed" else f"{point.rate_per_s:.4g}/s"
+        bench.verdicts += [f"{described(variant)} at {at}: {said}" for said in loaded.load.reasons]
     return _measured(bench, variant, loaded)
 
 
@@ -90,7 +96,7 @@ def _spec(
     folder = disk.make_folder(bench.folder / "raw" / f"{bench.loads:02d}-{generator}")
     arrivals = None
     if point.mode == "open" and generator == "locust":  # the others keep schedules of their own
-        arrivals = str(folder / "arrivals.npy")
+        arrivals = str(folder / SCHEDULE)
         with disk.told(folder):
             np.save(arrivals, offsets_of(point, seconds), allow_pickle=False)
     return LoadSpec(

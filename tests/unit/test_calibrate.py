@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from experiments.calibrate import cli, held, held_open, plan, run, show
 from experiments.calibrate.held import Measured, Own
 from judging.truth import Log
 from judging.windows import Rows
+from loadtest import loadgen_driver
 from tests.unit import simulated
 
 MS = 1_000_000
@@ -197,6 +200,37 @@ def test_a_line_of_the_table_has_each_generator_beside_its_own_truth() -> None:
     assert line.split() == ["s", "q", "400.0", "399.0", "12,346", "none", "-0.25%", "none", "NO"]
 
 
+def made_of(rows: list[CalibrationRow], folder: Path, verdicts: Sequence[str] = ()) -> SimpleNamespace:
+    """What of a calibration is told."""
+    return SimpleNamespace(rows=rows, folder=folder, verdicts=verdicts)
+
+
+def test_loadgens_own_verdict_stands_under_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said = "sleep B=8 k=1 at 16 in flight: LoadGen Offline: 394.1 samples/s, VALID under our settings"
+    found = held.rows_of(plan.cell(SLEEP, 16), a_load(16))
+    monkeypatch.setattr(run, "calibrate", lambda cells, **asked: made_of(found, tmp_path, [said]))
+    told = CliRunner().invoke(cli.command, ["--known", "sleep", "--out", str(tmp_path)])
+    assert told.stdout.splitlines()[-2:] == [said, f"everything sent and logged: {tmp_path}"]
+
+
+def test_without_loadgen_its_rows_are_left_out_in_one_line_with_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = held.rows_of(plan.cell(SLEEP, 16), a_load(16))
+    asked: list[str] = []
+
+    def calibrate(cells: list[plan.Cell], *, generators: list[str], **_: object) -> SimpleNamespace:
+        asked.extend(generators)
+        return made_of(found, tmp_path)
+
+    monkeypatch.setattr(run, "calibrate", calibrate)
+    monkeypatch.setattr(loadgen_driver, "find_spec", lambda name: None)
+    told = CliRunner().invoke(cli.command, ["--known", "sleep", "--loadgen", "--out", str(tmp_path)])
+    assert told.exit_code == 0 and "loadgen" not in asked
+    (line,) = [line for line in told.stderr.splitlines() if "LoadGen" in line]
+    assert "without LoadGen's rows" in line and "`make calibrate ARGS=--loadgen` installs it" in line
+
+
 @pytest.mark.parametrize(("lies", "exit_code"), [(False, 0), (True, 1)])
 def test_it_ends_with_0_only_if_every_figure_holds(
     lies: bool, exit_code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -204,7 +238,7 @@ def test_it_ends_with_0_only_if_every_figure_holds(
     measured = a_load(16)
     rows = measured.rows[::2] if lies else measured.rows
     found = held.rows_of(plan.cell(SLEEP, 16), lying(measured, rows))
-    monkeypatch.setattr(run, "calibrate", lambda cells, **asked: (found, tmp_path))
+    monkeypatch.setattr(run, "calibrate", lambda cells, **asked: made_of(found, tmp_path))
     told = CliRunner().invoke(cli.command, ["--known", "sleep", "--json", "--out", str(tmp_path)])
     ended = told.exception.code if isinstance(told.exception, Outcome) else told.exit_code
     assert ended == exit_code

@@ -67,6 +67,7 @@ def test_the_parts_are_kept_apart(minor: str) -> None:
     runtimes = {"torch", "onnxruntime", "onnxruntime-gpu"}
     assert not load & runtimes and not serve & runtimes
     assert not analysis & {"tritonclient", "locust", "gevent", *runtimes}
+    assert "mlcommons-loadgen" in names(minor, "loadgen") - load - serve
     assert {"locust", "tritonclient", "gevent"} <= load and {"numpy", "scipy", "polars"} <= analysis <= load
 
 

@@ -100,6 +100,11 @@ def test_a_server_that_is_elsewhere_needs_no_binaries_here() -> None:
     assert "--for serve-elsewhere" in make("-n", "serve", "URL=http://h:8000")
 
 
+def test_mlperf_loadgen_is_set_up_only_where_it_is_asked_for() -> None:
+    assert "--for calibrate-loadgen\n" in make("-n", "calibrate", "ARGS=--loadgen --json")
+    assert "--for loadtest\n" in make("-n", "calibrate")
+
+
 def test_a_config_without_a_model_is_refused_unless_the_same_make_serves_it() -> None:
     words = ["make", "-n", "loadtest", "CONFIG=b8"]
     refused = subprocess.run(words, cwd=layout.CHECKOUT, env=environment(), capture_output=True, text=True, timeout=60)
@@ -111,7 +116,11 @@ def test_a_config_without_a_model_is_refused_unless_the_same_make_serves_it() ->
 
 def test_every_target_that_sets_up_names_needs_that_exist() -> None:
     asked = re.findall(r"\$\(ensure\) (.*)", MAKEFILE)
-    words = {word for line in asked for word in re.findall(r"[a-z][a-z-]*", re.sub(r"\$\((if|filter-out)", "", line))}
+    words = {
+        word
+        for line in asked
+        for word in re.findall(r"[a-z][a-z-]*", re.sub(r"\$\((if|filter-out|filter --loadgen)", "", line))
+    }
     assert words - {"embedded"} <= set(TARGETS)
 
 
