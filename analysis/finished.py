@@ -133,7 +133,8 @@ def asked_open(load: Load) -> bool:
 def _open_loops(folder: Path, loads: Sequence[Load], slo: SloRate | None) -> Iterator[OpenLoop]:
     for load in filter(asked_open, loads):
         rows = requests.read(folder, load.workers)
-        seen = observe(load, rows, requests.schedule(folder, load.schedule), slo.slo if slo else None)
+        offsets_ns, reads = requests.schedule(folder, load.schedule), requests.reads(folder, load.schedule)
+        seen = observe(load, rows, offsets_ns, slo.slo if slo else None, reads)
         if seen is not None:
             yield seen
 

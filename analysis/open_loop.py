@@ -5,12 +5,13 @@ Reads the rows of one load and its schedule; writes nothing. Every percentile is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from brim.records import Load, Slo, Status
+from brim.records import Load, Slo, StatsRead, Status
 from judging.backlog import open_steady
 from judging.edges import Nanoseconds
 from judging.windows import Rows
@@ -85,8 +86,14 @@ class OpenLoop:
     lost: tuple[float, ...]  # s, of what was not answered well
 
 
-def observe(load: Load, rows: Rows, offsets_ns: Nanoseconds | None, slo: Slo | None = None) -> OpenLoop | None:
-    """What came of the load; `rows` are by completion. None where there are none."""
+def observe(
+    load: Load,
+    rows: Rows,
+    offsets_ns: Nanoseconds | None,
+    slo: Slo | None = None,
+    reads: Sequence[StatsRead] = (),
+) -> OpenLoop | None:
+    """What came of the load; `rows` are by completion, `reads` of the statistics. None where there are no rows."""
     rows = rows[rows["status"] != Status.CANCELLED]
     if not rows.size:
         return None
@@ -100,10 +107,10 @@ def observe(load: Load, rows: Rows, offsets_ns: Nanoseconds | None, slo: Slo | N
     lag_p50, lag_p99 = np.percentile(lag_ms, (50, 99), method="inverted_cdf")
     ok_items = rows["items"][(rows["status"] == Status.OK) & (rows["done_ns"] <= load.start_ns + last_s * 1e9)]
     limit_ms = slo.limit_ms if slo else None
+    first_ns, last_ns = int(rows["sent_ns"].min()), int(rows["sent_ns"].max())
     steady = open_steady(
-        rows["intended_ns"], rows["done_ns"], start_ns=int(rows["sent_ns"].min()),
-        end_ns=max(int(rows["sent_ns"].max()), int(rows["sent_ns"].min()) + 1), unsent=load.unsent,
-    )  # fmt: skip
+        rows, reads, start_ns=first_ns, end_ns=max(last_ns, first_ns + 1), slots=load.point.slots, unsent=load.unsent
+    )
     threshold = limit_ms if limit_ms is not None else _percentile(intended_ms, _LATE)
     return OpenLoop(
         load=load,

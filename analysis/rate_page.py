@@ -74,9 +74,9 @@ def slo(found: SloRate, item: str) -> dict[str, Any]:
         "rate": known(found.items_per_s),
         "within": rates.within(found.slo),
         "interval": rates.slo_interval(found) if resolved else "",
-        "of_peak": rates.slo_of_peak(found),
+        "of_capacity": rates.slo_of_capacity(found),
         "told": "" if found.verdict == "resolved" else rates.slo_verdict(found, item),
-        "reasons": rates.slo_reasons(found),
+        "reasons": [*rates.slo_reasons(found), *rates.slo_checks(found.checks)],
         "chart": rate_charts.over_the_limit(found, item),
         "trials": [
             (t.load, number(t.items_per_s), number(t.seconds), f"{t.requests:,}", rates.share(t.over_share),

@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 
 from analysis.open_loop import OpenLoop, Percentiles
-from analysis.words import clean, number, plural
-from brim.records import Overheads, Overload, OverloadPoint, Recovery, Slo, SloRate
+from analysis.words import clean, number, plural, scope
+from brim.records import Check, Overheads, Overload, OverloadPoint, Recovery, Slo, SloRate
 
 #: Both latencies count as the same up to this much, or this share of the slower.
 SAME_MS, SAME_SHARE = 1.0, 0.05
@@ -31,18 +31,19 @@ def slo_lines(found: SloRate, item: str) -> list[str]:
     return [
         slo_headline(found, item),
         *slo_reasons(found),
+        *slo_checks(found.checks),
         *([slo_evidence(found)] if slo_evidence(found) else []),
-        *([f"not valid for {'; '.join(slo_scope(found))}"] if found.items_per_s is not None else []),
+        *([scope(slo_scope(found))] if found.items_per_s is not None else []),
     ]
 
 
 def slo_headline(found: SloRate, item: str) -> str:
-    """`387 images/s within 50 ms at p99 (381 to 392, 95% given the queueing model), 0.84 of the peak`, or why not."""
+    """`387 images/s within 50 ms at p99 (381 to 392, 95% given the model), 0.84 of its capacity`, or why not."""
     if found.items_per_s is None or found.verdict in ASKED:
         return slo_verdict(found, item)
     told = f"{number(found.items_per_s)} {_unit(item)} {within(found.slo)} ({slo_interval(found)})"
-    peak = slo_of_peak(found)
-    told += f", {peak}" if peak else ""
+    part = slo_of_capacity(found)
+    told += f", {part}" if part else ""
     return told if found.verdict == "resolved" else f"{told}; {slo_verdict(found, item)}"
 
 
@@ -54,11 +55,11 @@ def slo_interval(found: SloRate) -> str:
     return f"{number(found.ci95[0])} to {number(found.ci95[1])}, 95% {given}"
 
 
-def slo_of_peak(found: SloRate) -> str:
-    """`0.84 of the peak`, or nothing where either is not known."""
+def slo_of_capacity(found: SloRate) -> str:
+    """`0.84 of its capacity`, or nothing where either is not known."""
     if found.items_per_s is None or not found.capacity_items_per_s:
         return ""
-    return f"{found.items_per_s / found.capacity_items_per_s:.2f} of the peak"
+    return f"{found.items_per_s / found.capacity_items_per_s:.2f} of its capacity"
 
 
 def slo_verdict(found: SloRate, item: str) -> str:
@@ -82,11 +83,18 @@ def slo_reasons(found: SloRate) -> list[str]:
     return [*([clean(found.reason)] if found.reason else []), *([rejected] if found.model_rejected else [])]
 
 
+def slo_checks(made: Sequence[Check]) -> list[str]:
+    """`checks: 1 2 held`, and a line for each that is broken; nothing where nothing could be checked."""
+    held = " ".join(str(check.rule) for check in made if check.state == "held")
+    broken = [f"check {c.rule} {c.name} BROKEN: {clean(c.reason)}" for c in made if c.state == "broken"]
+    return [*([f"checks: {held} held"] if held else []), *broken]
+
+
 def slo_evidence(found: SloRate) -> str:
-    """`peak 461 images/s; 5 trials of 5,800 requests in 51 s of load; 63 s spent`."""
+    """`capacity 461 images/s; 5 trials of 5,800 requests in 51 s of load; 63 s spent`."""
     told = []
     if found.capacity_items_per_s is not None:
-        told.append(f"peak {number(found.capacity_items_per_s)}/s")
+        told.append(f"capacity {number(found.capacity_items_per_s)}/s")
     if found.trials:
         requests, seconds = sum(t.requests for t in found.trials), sum(t.seconds for t in found.trials)
         told.append(f"{plural(len(found.trials), 'trial')}, {plural(requests, 'request')} in {number(seconds)} s")
@@ -99,9 +107,9 @@ def slo_scope(found: SloRate) -> tuple[str, ...]:
         "any other rate, or arrivals by another law"
         if found.verdict in ASKED
         else "arrivals that are not Poisson: bursts meet the same SLO only at a lower rate",
-        "another payload, another way in, another limit or percentile",
+        "another payload, way in, limit or percentile",
         "users beyond a network: one client machine sent everything, and latency ends there",
-        "another machine, or what differs from start to start of the server",
+        "another machine, or another start of the server",
     ]
     if found.given == "model":
         said.append("a server that the queueing model does not describe: the interval holds given the model")

@@ -1,6 +1,6 @@
 """The requests of some workers of a finished run, from whichever form the run has left them in.
 
-Reads requests.parquet and requests/<worker>.bin of a run's folder, and the schedule of an open loop; writes nothing.
+Reads requests.parquet and requests/<worker>.bin of a run, schedule and statistics of an open loop; writes nothing.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from brim import disk
 from brim.errors import InvalidRecord
-from brim.records import ROW_HEADER
+from brim.records import ROW_HEADER, StatsRead
 from judging.edges import Nanoseconds
 from judging.rows import ROW_DTYPE, decode
 from judging.windows import Rows, by_completion
@@ -31,8 +32,8 @@ def read(run: Path, workers: Collection[int]) -> Rows:
 
 def schedule(run: Path, name: str | None) -> Nanoseconds | None:
     """Arrivals of an open loop, ns from its start, sorted; None where they were not kept, or lie outside the run."""
-    file = (run / name).resolve() if name else None
-    if file is None or not file.is_relative_to(run.resolve()) or not file.is_file():
+    file = _inside(run, name)
+    if file is None or not file.is_file():
         return None
     try:
         offsets = np.load(file, allow_pickle=False)
@@ -41,6 +42,17 @@ def schedule(run: Path, name: str | None) -> Nanoseconds | None:
     if not isinstance(offsets, np.ndarray) or offsets.ndim != 1 or offsets.dtype != np.int64:
         raise InvalidRecord(f"{file}: is no schedule of arrivals: expected one row of int64")
     return np.sort(offsets)
+
+
+def reads(run: Path, name: str | None) -> list[StatsRead]:
+    """The server's statistics beside the open loop of that schedule."""
+    file = _inside(run, name)
+    return [] if file is None else disk.load_lines(StatsRead, file.with_name("reads.jsonl"))
+
+
+def _inside(run: Path, name: str | None) -> Path | None:
+    file = (run / name).resolve() if name else None
+    return file if file is not None and file.is_relative_to(run.resolve()) else None
 
 
 def _of_parquet(file: Path, workers: Collection[int]) -> Rows:

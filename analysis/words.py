@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from brim.records import Check, LoadPoint, Saturation, Target
 
@@ -164,6 +164,11 @@ def machine(parts: Mapping[str, str]) -> str:
     of = {key: clean(value, 120) for key, value in parts.items()}
     gpu = "no GPU" if of.get("gpu", "none") == "none" else of["gpu"]
     return f"{of.get('cpu', 'unknown CPU')}, {of.get('cores', '?')} cores, {of.get('memory_gib', '?')} GiB, {gpu}"
+
+
+def scope(not_valid: Sequence[str]) -> str:
+    """`not valid for A; B`: of each phrase what stands before its colon, the page has the rest."""
+    return f"not valid for {'; '.join(phrase.partition(':')[0] for phrase in not_valid)}"
 
 
 def not_valid_for(s: Saturation, target: Target) -> tuple[str, ...]:

@@ -119,7 +119,7 @@ def slow() -> TrueServer:
 
 @dataclass(slots=True)
 class SimulatedProbe:
-    """experiments.measure.slo.Probe on a TrueServer; `now_s` is its clock."""
+    """experiments.measure.slo_profile.Loader on a TrueServer; `now_s` is its clock."""
 
     server: TrueServer
     seed: int

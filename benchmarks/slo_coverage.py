@@ -20,13 +20,17 @@ from pathlib import Path
 from benchmarks.served import keep, outcome
 from benchmarks.simulated_probe import SimulatedProbe, TrueServer, contending, memoryless, sleeping, slow
 from brim.records import Slo
-from experiments.measure.slo import Wanted, search
+from experiments.measure.slo import search
+from experiments.measure.slo_profile import Sought
 
 #: An interval that claims 95%, of a search whose model is only nearly right.
 COVERS = 0.92
 OFF_MOST, LONGEST_S = 0.02, 120.0  # of a search of a sleeping server
 TRUTH_RUNS = 12
-HEAD = ("server", "SLO", "truth", "searches", "resolved", "covered", "half-width", "sd", "furthest", "s", "model")
+HEAD = (
+    "server", "SLO", "truth", "searches", "resolved", "covered", "without", "half-width", "sd", "furthest", "s",
+    "model",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,19 +78,19 @@ class Searched:
     seconds: float  # that it would have taken
 
     @property
-    def covered(self) -> bool | None:
-        """Whether the interval holds the truth; None where there is none."""
-        return None if self.off is None or self.half_width is None else abs(self.off) <= self.half_width
+    def covered(self) -> bool:
+        """Whether there is an interval that holds the truth."""
+        return self.off is not None and self.half_width is not None and abs(self.off) <= self.half_width
 
 
 def searched(case: Case, truth: float, seed: int, *, simulated: int | None = None) -> Searched:
     """One search on fresh noise and fresh arrivals."""
     probe = SimulatedProbe(case.server, seed)
-    wanted = Wanted(
+    sought = Sought(
         limit_ms=case.slo.limit_ms, percentile=case.slo.percentile, model_free=case.model_free, seed=1000 * seed,
         **({} if simulated is None else {"simulated": simulated}),
     )  # fmt: skip
-    found = search(probe, case.server.batcher, wanted, clock=probe.clock)
+    found = search(probe, case.server.batcher, sought, clock=probe.clock)
     return Searched(
         verdict=found.verdict,
         given=found.given,
@@ -108,11 +112,17 @@ class Studied:
 
     @property
     def coverage(self) -> float:
-        return statistics.fmean(bool(one.covered) for one in self.searches if one.covered is not None)
+        """Share of all searches: one without an interval covers nothing."""
+        return statistics.fmean(one.covered for one in self.searches)
+
+    @property
+    def without(self) -> int:
+        """Searches that ended without an interval."""
+        return sum(one.half_width is None for one in self.searches)
 
     @property
     def furthest(self) -> float:
-        return max(abs(one.off) for one in self.searches if one.off is not None)
+        return max((abs(one.off) for one in self.searches if one.off is not None), default=math.inf)
 
     @property
     def longest_s(self) -> float:
@@ -148,9 +158,10 @@ def _row(one: Studied) -> tuple[str, ...]:
         f"{one.truth:.5g}",
         str(len(one.searches)),
         f"{statistics.fmean(found.verdict == 'resolved' for found in one.searches):.0%}",
-        f"{one.coverage:.1%} of {len(widths)}",
-        f"{statistics.fmean(widths):.2%}",
-        f"{statistics.stdev(offs):.2%}",
+        f"{one.coverage:.1%}",
+        str(one.without),
+        f"{statistics.fmean(widths):.2%}" if widths else "none",
+        f"{statistics.stdev(offs):.2%}" if len(offs) > 1 else "none",
         f"{one.furthest:.2%}",
         f"{statistics.fmean(found.seconds for found in one.searches):.0f} ({one.longest_s:.0f})",
         f"{statistics.fmean(found.given == 'model' for found in one.searches):.0%}" + ("" if one.held else "  MISSED"),

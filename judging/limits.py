@@ -1,4 +1,4 @@
-"""What keeps a server from being faster: the first of DESIGN's limits that the evidence shows, in words. Pure.
+"""What keeps a server from being faster: the first limit that the evidence shows, in words. Pure.
 
 Reads `judging.evidence`, writes nothing. Experiments come first, since what they gain refutes every other limit;
 then what is measured to be full; then what follows from what waits. What the evidence does not show is `unknown`.

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from brim.records import OverloadPoint, Recovery, Slo, Status
 from judging.slo_observed import Floats, Observed, latencies
-from judging.tolerances import LATE_SHARE, PLACES_FULL, RECOVERED_REQUESTS, RECOVERED_S
+from judging.tolerances import RECOVERED_REQUESTS, RECOVERED_S
 
 #: Triton answers both with HTTP 503 or UNAVAILABLE; only its words tell a full queue from a wait that was too long.
 QUEUE_FULL, QUEUE_TIMEOUT = "Exceeds maximum queue size", "Request timeout expired"
@@ -39,11 +39,10 @@ def goodput(
     slo: Slo,
     *,
     policy: str,
-    items_per_request: int,
     from_s: float,
     until_s: float,
 ) -> OverloadPoint:
-    """What became of the requests that were due in [from_s, until_s), in items a second of it.
+    """What became of the requests, of one item each, that were due in [from_s, until_s), in items a second of it.
 
     `errors` is what the server or the socket said in the whole load -> how often.
     """
@@ -57,7 +56,7 @@ def goodput(
     of_size, of_time = refusals(seen, errors)
     full = round(refused * of_size)
     expired = min(round(refused * of_time), refused - full)
-    rate = items_per_request / (until_s - from_s)
+    rate = 1 / (until_s - from_s)
     return OverloadPoint(
         policy=policy,
         offered=int(due.sum()) * rate,
@@ -84,20 +83,6 @@ def refusals(seen: Observed, errors: Mapping[str, int]) -> tuple[float, float]:
     full, expired = (sum(n for text, n in errors.items() if words in text) for words in (QUEUE_FULL, QUEUE_TIMEOUT))
     refused = max(1, full + expired, int((seen.rows["status"] == Status.REJECTED).sum()))
     return full / refused, expired / refused
-
-
-def sent_late(seen: Observed, slo: Slo, outstanding: int) -> float:
-    """Share of the requests that the client sent late though it could have had more in flight: its own limit, then.
-
-    Late is a tenth of the SLO; what waits for a free place among `outstanding` waits for the server.
-    """
-    sent_ns, done_ns = np.sort(seen.rows["sent_ns"]), np.sort(seen.rows["done_ns"])
-    at_ns = seen.rows["sent_ns"]
-    in_flight = np.searchsorted(sent_ns, at_ns, side="right") - np.searchsorted(done_ns, at_ns, side="right")
-    late = (at_ns - seen.rows["intended_ns"] > LATE_SHARE * slo.limit_ms * 1e6) & (
-        in_flight < PLACES_FULL * outstanding
-    )
-    return float(late.mean()) if late.size else 0.0
 
 
 def recovery(seen: Observed, slo: Slo, burst: Burst, *, policy: str, offered: float) -> Recovery:

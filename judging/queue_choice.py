@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from brim.records import OverloadPoint
-from judging.queue_limits import Foreseen, Limits, Proposal
+from judging.queue_limits import InTime, Limits, Proposal
 from judging.tolerances import LIMITS_GAIN, LIMITS_MAY_COST
 
 #: Offered rates are drawn: those meant to be the rate itself may lie a little above it, the next are a quarter above.
@@ -60,7 +60,7 @@ def choose(
     )
 
 
-def _unmeasured(proposal: Proposal) -> Foreseen:
+def _unmeasured(proposal: Proposal) -> InTime:
     """A timeout alone where it is foreseen to do as well: Triton 2.51 stalls behind a full queue.
 
     Its batcher, waiting for an instance, wakes when a request is admitted or after half a second; a full queue admits

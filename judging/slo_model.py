@@ -135,6 +135,9 @@ def _fitted(seen: Sequence[_Closed], loads: Sequence[tuple[int, Observed]], batc
     )
     table = _table(alone, 1) + _table_of(busy, instances)
     rejected = _disagreement(batcher, overheads, full, float(model.service.seconds[-1, -1]))
+    if batcher.max_batch == 1:  # full batches are single requests, and what they gave is what the overheads are of
+        unsure_s = 3 * float(single.std()) / single.size**0.5 if single.size else 0.0
+        rejected = _held_longer(fixed_s + per_item_s, single_s - alone.service_s + unsure_s, full, instances)
     return Profile(model=model, table=table, capacity=full.items_per_s, rejected=rejected)
 
 
@@ -238,6 +241,19 @@ def _table(load: _Closed, busy: int) -> tuple[ServiceTime, ...]:
 def _table_of(loads: Sequence[_Closed], busy: int) -> tuple[ServiceTime, ...]:
     merged = _merged(loads)
     return tuple(ServiceTime(items=size, busy=busy, ms=s * 1e3, batches=n) for size, (n, s) in sorted(merged.items()))
+
+
+def _held_longer(occupancy_s: float, beyond_s: float, full: _Closed, instances: int) -> str:
+    """Why a batch cannot hold its instance so long; "" if it can.
+
+    A request alone sees all of that, and its way there and back besides.
+    """
+    if occupancy_s - beyond_s <= CAPACITY_AGREES * full.period_s(instances):
+        return ""
+    return (
+        f"{full.in_flight} in flight gave {full.items_per_s:.4g} items/s, each {1e3 * occupancy_s:.3g} ms beyond its "
+        f"service time, a request alone {1e3 * beyond_s:.3g} ms: the client, the transport or copies are the limit"
+    )
 
 
 def _disagreement(batcher: Batcher, overheads: Overheads, full: _Closed, tabled_s: float) -> str:

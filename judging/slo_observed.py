@@ -1,10 +1,11 @@
-"""One load as the search for the rate at an SLO sees it: how long each scheduled request took, and its segments.
+"""One load as the search for the rate at an SLO sees it: how long each scheduled request took, and who was late.
 
 Reads the rows of a load and its schedule, writes nothing.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from brim.records import Slo, StatsRead, Status
 from judging.edges import Nanoseconds, whole_batch_edges
+from judging.tolerances import PLACES_FULL
 from judging.windows import Rows, answered
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -32,6 +34,7 @@ class Observed:
     rows: Rows
     reads: tuple[StatsRead, ...] = ()
     offsets_ns: Nanoseconds | None = None  # open loop: the whole schedule, from start_ns
+    outstanding: int | None = None  # open loop: so many in flight at most; None = no bound
 
     @property
     def settled_ns(self) -> int:
@@ -58,6 +61,24 @@ def latencies(observed: Observed) -> Floats:
     good = (rows["status"] == Status.OK) & (place < offsets_ns.size)
     found[place[good]] = (rows["done_ns"] - rows["intended_ns"])[good] / 1e9
     return found
+
+
+def sent_late(observed: Observed, late_ms: float) -> float:
+    """Share of the requests that the client sent so much late, or never, though it could have had more in flight.
+
+    What waits for a free place among `outstanding` waits for the server; so does what is never sent, the tail of the
+    schedule, if they are taken when the last request leaves.
+    """
+    rows = observed.rows
+    at_ns, done_ns = np.sort(rows["sent_ns"]), np.sort(rows["done_ns"])
+    in_flight = np.arange(1, at_ns.size + 1) - np.searchsorted(done_ns, at_ns, side="right")
+    free = in_flight < PLACES_FULL * (math.inf if observed.outstanding is None else observed.outstanding)
+    lag_ns = at_ns - rows["intended_ns"][np.argsort(rows["sent_ns"], kind="stable")]
+    late = int(np.count_nonzero((lag_ns > late_ms * 1e6) & free))
+    due = at_ns.size if observed.offsets_ns is None else max(at_ns.size, observed.offsets_ns.size)
+    if due > at_ns.size and (not at_ns.size or free[-1]):
+        late += due - at_ns.size
+    return late / max(1, due)
 
 
 def service_latencies(observed: Observed) -> Floats:

@@ -27,6 +27,8 @@ BLOCKS = 60
 CORRELATES = 0.8
 #: Where no queue builds up there is nothing to follow: the model need only be near, in shares of the limit.
 NEAR_LIMIT = 0.05
+#: Requests that are not answered well come from a full queue, which it knows: twice as many come from elsewhere.
+TWICE = 2.0
 #: A model that is right about the server need not be stretched by more.
 MOST_SHIFT = 0.25
 #: A share beyond this tells that the rate is too high, not how much.
@@ -169,8 +171,12 @@ def misfit(trials: Sequence[Trial], model: Model, slo: Slo, shift: float) -> str
     """Why the model does not follow what was seen, block by block; "" if it does."""
     if abs(shift) > MOST_SHIFT:
         return f"its rate would have to move by {math.expm1(shift):+.0%} to explain what was seen"
+    replays = [trial.replayed(model, shift, 0) for trial in trials]
+    refused, foreseen = (float(np.isinf(np.concatenate(s)).mean()) for s in ([t.latency_s for t in trials], replays))
+    if refused > max(TWICE * foreseen, foreseen + slo.over_allowed / 2):
+        return f"{refused:.2%} of the requests were not answered well, where it foresees {foreseen:.2%}"
     seen = np.concatenate([block_means(t.latency_s, t.blocks, slo) for t in trials])
-    followed = np.concatenate([block_means(t.replayed(model, shift, 0), t.blocks, slo) for t in trials])
+    followed = np.concatenate([block_means(s, t.blocks, slo) for s, t in zip(replays, trials, strict=True)])
     follows = correlation(seen, followed)
     apart = float(np.sqrt(np.mean((seen - followed) ** 2)))
     if follows >= CORRELATES or apart <= NEAR_LIMIT:

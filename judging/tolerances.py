@@ -116,3 +116,5 @@ BACKLOG_P: Final = 0.01
 BACKLOG_RATE: Final = 0.005
 #: More requests than this never sent, and the load was not the one that was asked for.
 UNSENT_SHARE: Final = 0.01
+#: Where the server has a request for less than this part of the time until its answer, it is not what holds the places.
+INSIDE: Final = 0.5

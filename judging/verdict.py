@@ -23,6 +23,7 @@ class Facts:
     further_sender_gain: float | None = None  # of the last one-more-sender experiment; None = none was made
     throttled: bool = False  # the rate that the user allows was reached
     unstable: bool = False
+    unstable_because: str = ""  # of an open loop
     single_point: bool = False  # one concurrency was asked for
     doubling_gain: float | None = None  # of the last doubling of the load; None = there was none
     short_of: int | None = None  # requests that fill the batches, where the user's bound ended the ladder below them
@@ -58,7 +59,7 @@ def because(facts: Facts) -> str:
         Verdict.CLIENT_LIMITED: "the rate that you allow to this host was reached"
         if facts.throttled
         else f"a further sender still gained {facts.further_sender_gain or 0.0:+.1%}",
-        Verdict.UNSTABLE: "the rate reached no steady state",
+        Verdict.UNSTABLE: facts.unstable_because or "the rate reached no steady state",
         Verdict.POINT: "one load point was asked for: no plateau is claimed",
         Verdict.STILL_RISING: _rising(facts),
         Verdict.SATURATED: f"twice the load gained {facts.doubling_gain or 0.0:+.1%} (at most {PLATEAU:.0%})",

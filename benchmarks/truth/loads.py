@@ -63,7 +63,7 @@ def opened(on: Served, offsets_ns: Offsets, *, rate: float, seconds: float) -> O
 
 def at_rate(spec: LoadSpec, rate: float, offsets_ns: Offsets) -> LoadSpec:
     """The same load in open loop, with its schedule beside it."""
-    file = Path(spec.folder) / "arrivals.npy"
+    file = Path(spec.folder) / "schedule.npy"
     np.save(file, offsets_ns)
     return replace(spec, point=_rate(rate), arrivals=str(file))
 

@@ -12,7 +12,7 @@ from brim.records.naming import require
 
 
 class Verdict(StrEnum):
-    """What a measurement is worth; DESIGN's order of precedence is judging.verdict's."""
+    """What a measurement is worth; the order of precedence is judging.verdict's."""
 
     SATURATED = "saturated"
     STILL_RISING = "still_rising"
@@ -195,6 +195,7 @@ class SloRate:
     service: tuple[ServiceTime, ...] = ()
     overheads: Overheads | None = None
     trials: tuple[SloTrial, ...] = ()
+    checks: tuple[Check, ...] = ()  # of what a search sent; a rate that was asked for has them in its load's answer
     seconds_spent: float = 0.0
 
 

@@ -113,6 +113,7 @@ def _facts(evidence: Evidence, found: Found, figures: Sequence[Window]) -> verdi
         further_sender_gain=found.sender_gain,
         throttled=cap is not None and requests_per_s >= THROTTLED * cap,
         unstable=not _all_steady(evidence),
+        unstable_because=_why_unsteady(evidence),
         single_point=evidence.plan.concurrency is not None,
         doubling_gain=found.doubling_gain,
         short_of=evidence.plan.full if evidence.plan.base is None else None,
@@ -123,6 +124,12 @@ def _all_steady(evidence: Evidence) -> bool:
     """Every load of the figure, and so every start of the server, gave windows, and none of them drifts."""
     loads = evidence.of("figure")
     return bool(loads) and all(load.measured and not any(w.unstable for w in load.measured) for load in loads)
+
+
+def _why_unsteady(evidence: Evidence) -> str:
+    """What keeps an open loop from being steady: the server, or the client."""
+    windows = [w for load in evidence.of("figure") for w in load.measured if w.unstable and w.point.mode == "open"]
+    return windows[0].reasons[0] if windows and windows[0].reasons else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,7 +265,7 @@ def _checks(evidence: Evidence, found: Found, figures: Sequence[Window], efficie
     alone = evidence.alone
     without = "" if alone.failed or alone.items_per_s is not None else alone.reason
     return (
-        checks.accounting([f for load in own for f in _accounts(load)]),
+        checks.accounting([f for load in own for f in accounts(load)]),
         checks.intended_time(point, rows) if rows is not None else checks.not_applicable(2, "nothing was sent"),
         checks.limit_by_experiment(_experiment(evidence, found), single_point=evidence.plan.concurrency is not None),
         checks.batch_statistics([w.server for w in figures], instances=evidence.target.instances),
@@ -313,7 +320,7 @@ def _no_agreement(evidence: Evidence) -> str:
     return ""
 
 
-def _accounts(load: MeasuredLoad) -> list[accounting.Finding | None]:
+def accounts(load: MeasuredLoad) -> list[accounting.Finding | None]:
     """Rule 1's comparisons of one load: as a whole after its drain, and window by window."""
     whole: list[accounting.Finding | None] = []
     if len(load.reads) >= 2 and load.reads[-1].before_ns >= load.load.end_ns:

@@ -17,7 +17,7 @@ from brim.cli import Outcome, verb
 from brim.errors import BrimError, Interrupted, Lost, UsageError, WorkerLost, worst_exit
 from brim.records import Overload, Saturation, SloRate, Target
 from brim.say import Say
-from experiments.measure.options import Options, allowed_targets, parse_shape, request_of
+from experiments.measure.options import Options, allowed_targets, no_search, parse_shape, request_of
 from experiments.measure.progress import Progress
 from loadtest.plan import LOAD_LIMIT_SECONDS
 
@@ -104,7 +104,7 @@ class _Tally:
 )
 @click.option("--allow-remote", multiple=True, metavar="HOST", help="Load this host though it is not loopback.")
 @click.option("--project", type=click.Path(path_type=Path), help="File with the [targets] table.  [default: brim.toml]")
-@click.option("--cross-check/--no-cross-check", default=True, show_default=True, help="perf_analyzer at the point.")
+@click.option("--cross-check/--no-cross-check", default=None, help="perf_analyzer at the point.  [default: it runs]")
 @click.option("--rate", type=float, metavar="R", help="Open loop: R requests/s by the clock, whatever the server does.")
 @click.option("--arrivals", type=click.Choice(["constant", "poisson", "gamma"]), help="Of --rate.  [default: poisson]")
 @click.option("--cv", type=float, help="Coefficient of variation of gamma arrivals' gaps.")
@@ -131,6 +131,8 @@ def loadtest(say: Say, out: Path, target: tuple[str, ...], **options: Any) -> in
     from experiments.measure.run import exclusive
 
     request = request_of(asked, batch_id=ledger.new_batch_id())
+    if asked.slo_ms is not None and request.slo is None:
+        say.warn(no_search(asked, request.items_per_request))
     open_shapes = dict(parse_shape(text) for text in asked.shapes)
     recovered, refused = ledger.recover(out)
     for run in recovered:
@@ -209,8 +211,7 @@ def _measure_all(
                 say.answer(show.opening(described, environment.machine(), local=targets.local(described)))
             found = measure(described, request, out=out, say=say, progress=progress)
             tally.measured[one.model] = found
-            if found.saturation is not None:
-                tally.next_step = show.next_step(found.saturation, described)
+            tally.next_step = _next_step(found, described)
             _tell_all(say, found, described, out)
             if found.failed is not None:
                 raise found.failed
@@ -272,6 +273,17 @@ def _endings(found: Measured) -> list[tuple[int, str]]:
     return [*endings, (Lost.exit_code, Lost.word)] if found.lost else endings
 
 
+def _next_step(found: Measured, described: Target) -> str:
+    """The peak's where it is no good, else that of the rate at the SLO, if there is one."""
+    from experiments.measure import show
+
+    peak, slo = found.saturation, found.slo
+    at_slo = show.after_slo(slo, found.command, described, overload=found.overload is not None) if slo else ""
+    if peak is None or (at_slo and (found.at_a_rate or peak.verdict in ("saturated", "point"))):
+        return at_slo
+    return show.next_step(peak, described)
+
+
 def _tell_all(say: Say, found: Measured, described: Target, out: Path) -> None:
     """Every answer for a person."""
     from analysis import finished
@@ -281,6 +293,7 @@ def _tell_all(say: Say, found: Measured, described: Target, out: Path) -> None:
         tell(say, found.saturation, described, out)
     else:
         say.answer(described.model)
+        say.answer(f"  kept in {_near(out, found.run)}")
     seen = finished.read(layout.run_folder(out, found.run)).open_loops if found.at_a_rate else ()
     lines = [line for one in seen for line in open_lines(one, described.item)]
     lines += slo_lines(found.slo, described.item) if found.slo else []

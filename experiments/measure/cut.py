@@ -26,6 +26,7 @@ def enough_seconds(window_s: float, batch_period_s: float) -> float:
     behind_s = window_s + 2 * LATE_READS * INTERVAL_S + batch_period_s
     return behind_s / (1 - STEADY_SHORT_WARMUP_SHARE)
 
+
 #: Windows begin and end at reads, a second apart: an open loop's takes at least so much of what follows its warm-up.
 OPEN_SHARE = 0.7
 
@@ -61,7 +62,7 @@ def windows_of(
     until_ns = last_ns if until_ns is None else min(until_ns, last_ns)
     batch_ns = batch_period_ns(reads, rows, from_ns=start_ns, until_ns=until_ns)
     if point.mode == "open":
-        state = open_steady(rows["intended_ns"], rows["done_ns"], start_ns=start_ns, end_ns=until_ns, unsent=unsent)
+        state = open_steady(rows, reads, start_ns=start_ns, end_ns=until_ns, slots=point.slots, unsent=unsent)
         min_seconds = min(min_seconds, OPEN_SHARE * (until_ns - state.from_ns) / 1e9)  # it lasts as long as was asked
     else:
         state = steady(done_ns, items, start_ns=start_ns, end_ns=until_ns, period_ns=batch_ns)

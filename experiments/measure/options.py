@@ -40,7 +40,7 @@ class Options:
     headers: tuple[str, ...]
     allow_remote: tuple[str, ...]
     project: Path | None
-    cross_check: bool
+    cross_check: bool | None
     master: str | None
     expect_workers: int | None
     worker: str | None
@@ -67,18 +67,17 @@ def request_of(asked: Options, *, batch_id: str) -> Request:
 
     plan = read_plan(asked.loads)
     concurrency, ladder = parse_concurrency(asked.concurrency)
-    transport = cast(Transport, asked.transport.replace("-", "_"))
-    if transport != "wire" and asked.client == "tritonclient":
-        raise UsageError(f"--client tritonclient sends over the wire; leave --transport {asked.transport} out")
-    if transport != "wire" and asked.gzip:
-        raise UsageError(f"--gzip has nothing to compress with --transport {asked.transport}; leave one out")
+    _refuse_without_effect(asked)
     if asked.master is not None:
         _refuse_with_master(asked)
-    open_loop = rates.open_loop(asked)
-    if open_loop is not None and asked.concurrency is not None:
-        raise UsageError("--concurrency holds requests in flight, --rate and --trace send by the clock: leave one out")
     if (asked.master is None) != (asked.expect_workers is None):
         raise UsageError("--master and --expect-workers go together: --master 127.0.0.1:5557 --expect-workers 2")
+    open_loop, slo = rates.open_loop(asked), rates.slo(asked)
+    items_per_request = asked.items_per_request or plan.items_per_request
+    if slo is not None and open_loop is None and items_per_request > 1:
+        if asked.slo_only or asked.overload:
+            raise UsageError(no_search(asked, items_per_request))
+        slo = None  # which the caller says: the peak is worth having
     return Request(
         plan=plan,
         batch_id=batch_id,
@@ -87,18 +86,49 @@ def request_of(asked: Options, *, batch_id: str) -> Request:
         concurrency=concurrency,
         ladder=ladder,
         senders=asked.senders,
-        items_per_request=asked.items_per_request or plan.items_per_request,
+        items_per_request=items_per_request,
         input_data=asked.input_data,
-        cross_check=asked.cross_check,
+        cross_check=asked.cross_check is not False,
         starts=asked.starts,
         client=asked.client,
-        transport=transport,
+        transport=cast(Transport, asked.transport.replace("-", "_")),
         compression="gzip" if asked.gzip else "none",
         channels=asked.channels,
         open_loop=open_loop,
-        slo=rates.slo(asked),
+        slo=slo,
         overload=asked.overload,
     )
+
+
+def no_search(asked: Options, items_per_request: int) -> str:
+    """Why no rate at an SLO is searched for."""
+    return (
+        f"no rate at the SLO: it is searched for with single items, and {asked.loads} says {items_per_request} in a "
+        "request; add --items-per-request 1"
+    )
+
+
+def _refuse_without_effect(asked: Options) -> None:
+    """An option that another one leaves without effect is refused, not ignored."""
+    clock = "--rate" if asked.rate is not None else "--trace" if asked.trace is not None else ""
+    shared = "" if asked.transport == "wire" else f"--transport {asked.transport}"
+    only = "--slo-only" if asked.slo_only else ""
+    constant = "--arrivals constant" if asked.arrivals == "constant" else ""
+    search = "" if clock or asked.slo_ms is None else "--slo-ms"
+    for option, given, beside, why in (
+        ("--client tritonclient", asked.client == "tritonclient", shared, "sends over the wire"),
+        ("--gzip", asked.gzip, shared, "has nothing to compress"),
+        ("--concurrency", asked.concurrency is not None, clock, "is of a closed loop"),
+        ("--concurrency", asked.concurrency is not None, only, "is of the peak, which is not measured"),
+        ("--starts", asked.starts > 1, only, "is of the peak, which is not measured"),
+        ("--cross-check", asked.cross_check is True, only, "is of the peak, which is not measured"),
+        ("--cross-check", asked.cross_check is True, clock, "is of a closed loop"),
+        ("--slo-seconds", asked.slo_seconds is not None, clock, "is of the search for a rate, and this one is given"),
+        ("--seed", asked.seed is not None, constant, "is of random arrivals"),
+        ("--items-per-request", (asked.items_per_request or 1) > 1, search, "is 1 in the search for a rate"),
+    ):
+        if given and beside:
+            raise UsageError(f"{option} {why}: leave it or {beside} out")
 
 
 def _refuse_with_master(asked: Options) -> None:

@@ -1,28 +1,36 @@
-"""The largest rate at an SLO of one target, after its peak or alone; and what the server does beyond it.
+"""The largest rate at an SLO of one target, after its peak or alone, or whether a rate that was asked for meets it.
 
-Books its loads like any other; writes slo.json and overload.json into the run's folder.
+Books its loads like any other; writes slo.json into the run's folder.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from brim import disk
+from brim import disk, guard
 from brim.errors import Interrupted, Lost, NotReady, NoValidNumber, WorkerLost
 from brim.offspring import undisturbed
-from brim.records import Overload, Saturation, Slo, SloRate, Target
+from brim.records import Check, Saturation, Slo, SloRate, Target, TargetLimit
+from experiments.measure import targets
+from experiments.measure.alone import Kept
+from experiments.measure.answer import accounts
 from experiments.measure.bench import Bench
+from experiments.measure.cut import windows_of
 from experiments.measure.gathered import MeasuredLoad
 from experiments.measure.rates import OUTSTANDING
 from experiments.measure.request import Offsets, OpenLoop, SloAsked
-from experiments.measure.slo import PERCENTILE, SLOW_PER_S, SLOW_PERCENTILE, Wanted, search
-from experiments.measure.trial import Trial, closed_trial, open_trial
+from experiments.measure.slo import late_words, search
+from experiments.measure.slo_profile import PERCENTILE, SLOW_PER_S, SLOW_PERCENTILE, Sought
+from experiments.measure.trial import SentLoad, closed_trial, open_trial
+from judging import checks
 from judging.slo_observed import Floats, Observed, latencies
 from judging.tolerances import STEADY_SHORT_WARMUP_SHARE
+from loadtest.plan import LoadPlan
 from queueing.batcher import Batcher
 
 
@@ -39,7 +47,8 @@ def rate_at_slo(bench: Bench, peak: Saturation | None) -> SloRate | None:
         return None
     found = kept(bench, asked, open_loop) if open_loop is not None else _searched(bench, asked)
     if found is not None and peak is not None and peak.verdict not in ("saturated", "point"):
-        found = replace(found, reason="; ".join(filter(None, (f"the peak before it is {peak.verdict}", found.reason))))
+        before = "the peak before it" if open_loop is None else "the load"
+        found = replace(found, reason="; ".join(filter(None, (f"{before} is {peak.verdict}", found.reason))))
     if found is not None:
         with undisturbed():
             disk.save(bench.folder / "slo.json", found)
@@ -48,26 +57,32 @@ def rate_at_slo(bench: Bench, peak: Saturation | None) -> SloRate | None:
 
 def _searched(bench: Bench, asked: SloAsked) -> SloRate | None:
     """A search that a signal or a lost server ends has no rate, and the bench says why."""
-    wanted = Wanted(
+    sought = Sought(
         limit_ms=asked.limit_ms, percentile=asked.percentile, seconds=asked.seconds, model_free=asked.model_free,
-        seed=bench.request.plan.seed,
+        seed=bench.request.plan.seed, most_per_s=most_per_s(bench.target, bench.request.allowed),
     )  # fmt: skip
-    probe = Probe(bench)
+    loader = BenchLoader(bench)
     try:
         found = search(
-            probe, batcher_of(bench.target), wanted, ready=_ready(bench), stopped=probe.stopped,
+            loader, batcher_of(bench.target), sought, ready=_ready(bench), stopped=loader.stopped,
             progress=lambda text: bench.say.progress(f"    {text}"),
         )  # fmt: skip
     except NoValidNumber as ended:
-        if probe.interrupted is None and bench.lost is None:
+        if loader.interrupted is None and bench.lost is None:
             raise
         bench.say.warn(str(ended))
         return None
     finally:
-        bench.interrupted = probe.interrupted
-        if probe.worker_lost is not None:
-            raise probe.worker_lost  # no fault of the server
-    return found
+        bench.interrupted = loader.interrupted
+        if loader.worker_lost is not None:
+            raise loader.worker_lost  # no fault of the server
+    return replace(found, checks=tuple(loader.checks()))
+
+
+def most_per_s(target: Target, allowed: Mapping[str, TargetLimit]) -> float | None:
+    """Requests a second that the user allows to be sent to its host; None = no limit, as to this machine."""
+    limit = allowed.get(guard.parse_url(target.url).host)
+    return limit.max_rate_per_s if limit and not targets.local(target) else None
 
 
 def _ready(bench: Bench) -> list[tuple[int, Observed]]:
@@ -104,18 +119,19 @@ def batcher_of(target: Target) -> Batcher:
 ROOM = 4
 
 
-class Probe:
+class BenchLoader:
     """What the search for the rate sends, through the bench of this measurement."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
+        self._sent: list[SentLoad] = []
         self.interrupted: Interrupted | None = None  # what ended a load, for the caller to raise again
         self.worker_lost: WorkerLost | None = None
 
     def closed(self, concurrency: int, seconds: float) -> Observed:
         """So many requests in flight for so long."""
         with self._heeding():
-            return _observed(closed_trial(self._bench, concurrency, seconds, "profile"))
+            return self._kept(closed_trial(self._bench, concurrency, seconds, "profile"))
 
     def open(self, offsets_ns: Offsets, rate_per_s: float, seconds: float) -> Observed:
         """Poisson arrivals at those instants."""
@@ -124,7 +140,11 @@ class Probe:
             outstanding=max(OUTSTANDING, ROOM * self._bench.target.full),
         )  # fmt: skip
         with self._heeding():
-            return _observed(open_trial(self._bench, asked, "trial"))
+            return self._kept(open_trial(self._bench, asked, "trial"))
+
+    def checks(self) -> list[Check]:
+        """Rules 1 and 2 held against what was sent, as against any other load."""
+        return checks_of(self._sent, self._bench.request.plan)
 
     def stopped(self, signal: Interrupted) -> None:
         """Keep the signal that ended the search, wherever it came."""
@@ -142,13 +162,30 @@ class Probe:
             self._bench.lost = str(gone)
             raise Lost(str(gone)) from None
 
+    def _kept(self, sent: SentLoad) -> Observed:
+        self._sent.append(sent)
+        return sent.observed
 
-def _observed(trial: Trial) -> Observed:
-    load = trial.load
-    until_ns = int(trial.rows["sent_ns"].max(initial=load.start_ns))
-    return Observed(
-        load=load.index, start_ns=load.start_ns, end_ns=until_ns, rows=trial.rows, reads=trial.reads,
-        offsets_ns=trial.offsets_ns,
+
+def checks_of(sent: Sequence[SentLoad], plan: LoadPlan) -> list[Check]:
+    """Rules 1 and 2 of these loads: counts of client and server, and no request sent before it was meant."""
+    timed = [one for one in sent if one.load.point.mode == "open"]
+    made = [checks.accounting([found for one in sent for found in accounts(_windowed(one, plan))])]
+    if timed:
+        made.append(checks.intended_time(timed[-1].load.point, np.concatenate([one.rows for one in timed])))
+    return made
+
+
+def _windowed(sent: SentLoad, plan: LoadPlan) -> MeasuredLoad:
+    """An open loop with the windows that it would have if it were the one that was asked for."""
+    load = sent.load
+    windows = windows_of(
+        sent.rows, sent.reads, generator=load.generator, point=load.point, min_seconds=plan.window_seconds,
+        min_batches=plan.window_batches, max_seconds=plan.window_limit_seconds, unsent=load.unsent,
+    ) if load.point.mode == "open" else []  # fmt: skip
+    return MeasuredLoad(
+        load=load, windows=tuple(windows), rows=sent.rows, period_ns=1, kept=Kept(folder=Path(), samples=()),
+        reads=sent.reads,
     )  # fmt: skip
 
 
@@ -158,48 +195,35 @@ def kept(bench: Bench, asked: SloAsked, open_loop: OpenLoop) -> SloRate:
     rate = open_loop.rate_per_s * bench.request.items_per_request
     percentile = asked.percentile or (SLOW_PERCENTILE if rate < SLOW_PER_S else PERCENTILE)
     slo = Slo(limit_ms=asked.limit_ms, percentile=percentile)
-    took_s = np.concatenate([_due(load, open_loop) for load in bench.loads if load.load.purpose == "figure"])
+    loads = [_asked(load, open_loop) for load in bench.loads if load.load.purpose == "figure"]
+    took_s = np.concatenate([_due(load) for load in loads])
     if not took_s.size:
         raise NoValidNumber("no request was due after the warm-up: raise --rate or --seconds")
     in_time = float(np.mean(took_s <= slo.limit_ms / 1e3))
+    answered = f"{in_time:.2%} of {took_s.size} requests were answered within {slo.limit_ms:g} ms of when due"
     return SloRate(
         slo=slo,
         items_per_s=rate,
         ci95=None,
         given="data",
         verdict="met" if in_time >= slo.percentile / 100 else "missed",
-        reason=f"{in_time:.2%} of {took_s.size} requests were answered within {slo.limit_ms:g} ms of when due",
+        reason="; ".join([answered, *filter(None, (late_words(load, slo) for load in loads))]),
         seconds_spent=open_loop.seconds,
     )
 
 
-def _due(measured: MeasuredLoad, open_loop: OpenLoop) -> Floats:
-    """How long what was due between the warm-up and the end of sending took, in seconds; inf = never answered well."""
-    load = measured.load
+def _asked(measured: MeasuredLoad, open_loop: OpenLoop) -> Observed:
+    """The load with what of its schedule was due until sending ended."""
+    load, offsets_ns = measured.load, open_loop.offsets_ns
     until_ns = min(int(open_loop.seconds * 1e9), load.end_ns - load.start_ns)
-    from_ns = round(STEADY_SHORT_WARMUP_SHARE * until_ns)
-    observed = Observed(
+    return Observed(
         load=load.index, start_ns=load.start_ns, end_ns=load.start_ns + until_ns, rows=measured.rows,
-        offsets_ns=open_loop.offsets_ns,
+        offsets_ns=offsets_ns[: np.searchsorted(offsets_ns, until_ns)], outstanding=open_loop.outstanding,
     )  # fmt: skip
-    first, last = np.searchsorted(open_loop.offsets_ns, (from_ns, until_ns))
-    return latencies(observed)[first:last]
 
 
-def beyond(bench: Bench, found: SloRate | None) -> Overload | None:
-    """What the server does beyond that rate, where it was asked for and there is such a rate."""
-    if not bench.request.overload or found is None or bench.interrupted or bench.lost:
-        return None
-    if found.items_per_s is None:
-        bench.say.warn("no overload: it begins at the rate that meets the SLO, and none was found")
-        return None
-    from experiments.overload.measure import overload  # it stands on this room
-
-    answer, gathered = overload(bench, found)
-    with undisturbed():
-        disk.save(bench.folder / "overload.json", answer)
-    if isinstance(gathered.ended_by, Interrupted):
-        bench.interrupted = gathered.ended_by
-    elif isinstance(gathered.ended_by, WorkerLost):
-        raise gathered.ended_by  # what it gave until then is kept
-    return answer
+def _due(load: Observed) -> Floats:
+    """How long what was due behind the warm-up took, in seconds; inf = never answered well."""
+    assert load.offsets_ns is not None  # of an open loop
+    from_ns = round(STEADY_SHORT_WARMUP_SHARE * (load.end_ns - load.start_ns))
+    return latencies(load)[np.searchsorted(load.offsets_ns, from_ns) :]

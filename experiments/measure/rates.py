@@ -79,19 +79,19 @@ def _of_trace(asked: Options) -> OpenLoop:
 
 def slo(asked: Options) -> SloAsked | None:
     """What --slo-ms and its options ask for; None without it."""
+    clock = "--rate" if asked.rate is not None else "--trace" if asked.trace is not None else ""
+    for option, given in (
+        ("--model-free", asked.model_free), ("--slo-only", asked.slo_only), ("--overload", asked.overload)
+    ):  # fmt: skip
+        if given and clock:
+            raise UsageError(f"{option} is of the search for a rate, and {clock} gives one: leave {option} or it out")
+        if given and asked.slo_ms is None:
+            raise UsageError(f"{option} is of an SLO: add --slo-ms")
     if asked.slo_ms is None:
         _alone("--slo-ms", percentile=asked.percentile, slo_seconds=asked.slo_seconds)
-        for option, given in (
-            ("--model-free", asked.model_free), ("--slo-only", asked.slo_only), ("--overload", asked.overload)
-        ):  # fmt: skip
-            if given:
-                raise UsageError(f"{option} is of an SLO: add --slo-ms")
         return None
-    at_a_rate = asked.rate is not None or asked.trace is not None
-    if at_a_rate and (asked.slo_ms == "auto" or asked.slo_only or asked.overload or asked.model_free):
-        raise UsageError(
-            "with --rate, --slo-ms MS is a bound that the rate meets or misses: leave the search's options out"
-        )
+    if clock and asked.slo_ms == "auto":
+        raise UsageError(f"--slo-ms auto is of the search for a rate: with {clock} write milliseconds")
     if asked.percentile is not None and not 0 < asked.percentile < 100:
         raise UsageError(f"--percentile {asked.percentile:g} must lie between 0 and 100, as in 99 or 99.9")
     return SloAsked(

@@ -23,10 +23,11 @@ from experiments.measure.bench import Bench
 from experiments.measure.gathered import Alone, Evidence
 from experiments.measure.plan import plan_of
 from experiments.measure.progress import Progress
-from experiments.measure.rate_at_slo import beyond, rate_at_slo
+from experiments.measure.rate_at_slo import rate_at_slo
 from experiments.measure.request import SENDERS, Request
 from experiments.measure.send import send
 from experiments.measure.steps import Done, Step, next_step
+from experiments.overload.measure import beyond
 from loadtest import payload, prepared
 from loadtest.control import control
 from loadtest.perf_analyzer_command import refusal
@@ -48,6 +49,7 @@ class Measured:
     """What came of one target; what was not asked for, or not reached, is None."""
 
     run: str
+    command: str
     saturation: Saturation | None
     slo: SloRate | None = None
     overload: Overload | None = None
@@ -80,7 +82,7 @@ def measure(target: Target, request: Request, *, out: Path, say: Say, progress: 
             with undisturbed():
                 ledger.close_run(out, run)
     return Measured(
-        run=run.id, saturation=peak, slo=slo, overload=overload, interrupted=bench.interrupted,
+        run=run.id, command=run.command, saturation=peak, slo=slo, overload=overload, interrupted=bench.interrupted,
         lost=bench.lost, failed=failed,
     )  # fmt: skip
 
@@ -121,8 +123,9 @@ def _refuse(target: Target, request: Request) -> None:
     payload.check_items(target, request.items_per_request)
     if request.channels > 1 and targets.protocol(target) == "http":
         raise UsageError(f"--channels {request.channels}: only gRPC has channels; add --protocol grpc, or leave it out")
-    if request.slo is not None and request.open_loop is None and request.items_per_request > 1:
-        raise UsageError("--slo-ms searches with single items: leave --items-per-request out, or say --rate as well")
+    plain = guard.parse_url(target.url).scheme in ("http", "grpc")
+    if plain and (request.access.tls_ca or request.access.tls_cert):
+        raise UsageError(f"--tls-ca, --tls-cert: {target.url} is not encrypted; write https:// or grpcs://")
     if request.starts > 1:
         require_ours(target.server, f"--starts {request.starts}")
     plan_of(target, request, cross_check=False, transfer=False, agree=0.0)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from analysis import words
 from analysis.words import number as number
-from brim.records import Check, Saturation, Target, TargetLimit
+from brim.records import Check, Saturation, SloRate, Target, TargetLimit
+from experiments.measure.rates import LONGEST_S
+
+#: What says when an open loop sends, each with a value.
+OF_A_RATE = ("--rate", "--arrivals", "--cv", "--trace", "--speed-up", "--seconds", "--seed", "--outstanding")
 
 
 def opening(target: Target, machine: Mapping[str, str], *, local: bool = True) -> str:
@@ -53,14 +58,16 @@ def _checks(checks: Sequence[Check]) -> list[str]:
 
 
 def scope(s: Saturation, target: Target) -> str:
-    """What the number is valid for, and what it is not."""
-    return f"not valid for {'; '.join(words.not_valid_for(s, target))}"
+    """What the number is not valid for."""
+    return words.scope(words.not_valid_for(s, target))
 
 
 def next_step(s: Saturation, target: Target) -> str:
     """The command to type next, and what it is good for."""
     command = s.command or f"brim loadtest {s.variant}"
     highest = max((p.at.concurrency or 1 for p in s.probes), default=s.at.concurrency or 1)
+    if s.verdict == "unstable" and s.at.mode == "open" and words.first_reason(s).startswith("the client"):
+        return f"next: {_with(command, '--senders', str(s.at.senders + 1))}  (sends from one process more)"
     if s.at.mode == "open" and s.verdict in ("point", "unstable") and target.server is not None:
         return f"next: brim loadtest {shlex.quote(s.variant)} --slo-ms auto  (finds the largest rate at an SLO)"
     if s.verdict == "point":
@@ -81,6 +88,22 @@ def next_step(s: Saturation, target: Target) -> str:
     if s.ci_kind != "between_starts" and target.server is not None and target.server.mode != "remote":
         return f"next: {_with(command, '--starts', '3')}  (an interval over starts of the server)"
     return f"next: brim report {s.run}  (makes the report again)"
+
+
+def after_slo(found: SloRate, command: str, target: Target, *, overload: bool) -> str:
+    """The same where a rate at an SLO was asked for, `overload` with it or not; nothing where it has no say."""
+    if found.verdict in ("met", "missed"):
+        for option in OF_A_RATE:
+            command = _with(command, option, None)
+        return f"next: {command}  (finds the largest rate that meets it)"
+    if found.verdict == "not_resolvable":
+        twice_s = min(30 * math.ceil(2 * found.seconds_spent / 30), LONGEST_S)
+        return f"next: {_with(command, '--slo-seconds', f'{twice_s:g}')}  (longer trials)"
+    if found.verdict == "unattainable":
+        return f"next: {_with(command, '--slo-ms', 'auto')}  (5 x the time of a full batch)"
+    if found.verdict == "resolved" and not overload and target.variant is not None:
+        return f"next: {command} --overload  (what users get beyond that rate)"
+    return ""
 
 
 def _with(command: str, option: str, value: str | None) -> str:

@@ -1,6 +1,6 @@
 """The search for the largest rate that meets an SLO: profile, predict, verify; data alone where the model does not fit.
 
-Loads come from a Probe, time from a clock; writes nothing. What is judged, and how, is judging.slo_*'s.
+Loads come from a Loader, time from a clock; writes nothing. What is judged, and how, is judging.slo_*'s.
 """
 
 from __future__ import annotations
@@ -9,18 +9,30 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
 from brim.errors import Interrupted, Lost, NoValidNumber
 from brim.records import Slo, SloRate, Status
-from judging.slo_model import PROFILE_S, Model, Profile, fit, ladder, seconds_of
-from judging.slo_observed import Numbers, Observed, latencies, service_latencies
-from judging.slo_predict import LEAST_SHARE, REQUESTS, Foreseen, foresee, relax_s, typical_schedule
+from experiments.measure.slo_profile import (
+    End,
+    Ending,
+    Loader,
+    Sought,
+    alone,
+    held_back,
+    profiled,
+    require_attainable,
+    slo_of,
+)
+from judging.slo_model import Model, Profile
+from judging.slo_observed import Numbers, Observed, latencies, sent_late
+from judging.slo_predict import LEAST_SHARE, Foreseen, foresee, relax_s, typical_schedule
 from judging.slo_trials import (
     Answer,
     Trial,
+    bracketed,
     given_data,
     given_model,
     misfit,
@@ -29,7 +41,7 @@ from judging.slo_trials import (
     segments,
     warm_s,
 )  # fmt: skip
-from judging.tolerances import FAILING
+from judging.tolerances import FAILING, LATE_SHARE, SENT_LATE
 from queueing import arrivals
 from queueing.batcher import Batcher
 
@@ -40,14 +52,12 @@ NEAR_ENOUGH = 0.02
 POOLED = 0.05
 #: A wider interval is no answer.
 RESOLVED = 0.10
-#: Slower servers answer too few requests in a minute for a p99.
-SLOW_PER_S, SLOW_PERCENTILE, PERCENTILE = 50.0, 95.0, 99.0
-#: Default limit in full-batch times.
-LIMIT_BATCHES = 5
 #: What a load takes besides its own seconds: its processes start, the last answers come.
 AROUND_S = 2.5
 #: Of the time that is left, the first trial's share: the second one, where the first points to, has the rest.
 FIRST_SHARE = 0.55
+#: If none is over the limit, so many must have been allowed to be for 95% confidence that the SLO is met.
+RULE_OF_THREE = 3.0
 #: A trial is long enough with so many requests over the limit, as many times a queue's memory, and so many seconds.
 ENOUGH_OVER, ENOUGH_RELAXES, ENOUGH_S = 200, 100, 10.0
 #: A trial of the data alone that only points the way.
@@ -57,48 +67,12 @@ LEAST_S = 3.0
 DATA_SEGMENTS, TRIALS_MOST = 10, 8
 #: Here what a trial says of a rate further away is less of an error than its own.
 POOLED_DATA = 0.10
-#: Requests that leave later than this share of the limit make latencies the client's.
-LATE_SHARE = 0.05
-
-
-class Probe(Protocol):
-    """Whatever can be loaded with single-item requests: the bench, or a simulated server."""
-
-    def closed(self, concurrency: int, seconds: float) -> Observed:
-        """So many in flight for so long."""
-
-    def open(self, offsets_ns: Numbers, rate_per_s: float, seconds: float) -> Observed:
-        """Requests due at these offsets, at `rate_per_s` on average."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What the user asks for; None = the default, which depends on the server."""
-
-    limit_ms: float | None = None
-    percentile: float | None = None
-    seconds: float = 60.0
-    model_free: bool = False
-    seed: int = 0
-    simulated: int = REQUESTS  # requests behind a prediction
-
-
-Ending = Literal["resolved", "not_resolvable", "unattainable", "failing", "server_lost", "aborted"]
-
-
-class _End(Exception):
-    """The search is over before it has an answer."""
-
-    def __init__(self, verdict: Ending, reason: str) -> None:
-        super().__init__(reason)
-        self.verdict: Ending = verdict
-        self.reason = reason
 
 
 def search(
-    probe: Probe,
+    loader: Loader,
     batcher: Batcher,
-    wanted: Wanted,
+    sought: Sought,
     *,
     progress: Callable[[str], None] = lambda text: None,
     clock: Callable[[], float] = time.monotonic,
@@ -111,9 +85,9 @@ def search(
     happens before the default SLO is known.
     """
     at = _Search(
-        probe=probe,
+        loader=loader,
         batcher=batcher,
-        wanted=wanted,
+        sought=sought,
         progress=progress,
         clock=clock,
         loads=list(ready),
@@ -121,8 +95,9 @@ def search(
     )
     try:
         return at.run()
-    except _End as end:
-        return at.told(end.verdict, end.reason)
+    except End as end:
+        at.slo = at.slo or end.slo
+        return at.told(end.verdict, end.reason, end.answer)
     except Lost as error:
         return at.told("server_lost", str(error))
     except Interrupted as error:
@@ -134,9 +109,9 @@ def search(
 class _Search:
     """What one search has found so far."""
 
-    probe: Probe
+    loader: Loader
     batcher: Batcher
-    wanted: Wanted
+    sought: Sought
     progress: Callable[[str], None]
     clock: Callable[[], float]
     loads: list[tuple[int, Observed]]
@@ -146,82 +121,66 @@ class _Search:
     foreseen: Foreseen | None = None
     trials: list[Trial] = field(default_factory=list)
     rejected: str = ""
-    late: str = ""
+    late: str = ""  # the client with the newest trial, which is then left out
 
     def run(self) -> SloRate:
         """Profile, then the model's way while it fits, else the data's."""
-        profile = self._profiled()
-        slo = self.slo = self._slo(profile)
-        self._attainable(profile, slo)
-        if not self.wanted.model_free:
+        profile = self.profile = profiled(
+            self.loader, self.batcher, self.sought, self.loads, left_s=self._left, progress=self.progress
+        )
+        slo = self.slo = slo_of(profile, self.batcher, self.sought)
+        require_attainable(alone(self.loads), slo, profile.table)
+        if not self.sought.model_free:
             self.rejected = profile.rejected
             answer = self._by_model(profile.model, profile, slo) if profile.model and not self.rejected else None
             if not self.rejected:
                 return self._answered(answer, "model")
             self.progress(f"model rejected: {self.rejected}; going by the data alone")
+        if held_back(profile, self.sought):
+            raise self._at_most(profile, slo)
         return self._answered(self._by_data(profile, slo), "data")
 
-    # ------------------------------------------------------------------------ profile
+    # ------------------------------------------------------------------------ the most that may be sent
 
-    def _profiled(self) -> Profile:
-        rungs = ladder(self.batcher)
-        rungs = (rungs[0], rungs[-1]) if self.wanted.model_free else rungs
-        seconds = PROFILE_S
-        for in_flight in rungs:
-            known = [load for number, load in self.loads if number == in_flight]
-            if not known:
-                self.progress(f"profile: {in_flight} in flight, {seconds:.0f} s")
-                known = [self.probe.closed(in_flight, seconds)]
-                self.loads.append((in_flight, known[0]))
-            if in_flight == 1:
-                seconds = self._judge_single(known[0])
-        self.profile = fit(self.loads, self.batcher)
-        if not self.profile.capacity > 0:
-            raise _End("failing", f"of {rungs[-1]} requests in flight none were answered well")
-        return self.profile
+    def _at_most(self, profile: Profile, slo: Slo) -> End:
+        """The end where the user's limit held the profile back, so no capacity is known: by one trial at that limit."""
+        most, seconds = self.sought.most_per_s, self._left()
+        assert most is not None  # it held the profile back
+        self.rejected = ""  # a model of a server that was not loaded is not wrong of it
+        if seconds >= LEAST_S and self._poisson(most, profile.capacity, slo, seconds):
+            low, _ = bracketed(self.trials[-1:], most, slo)
+            if low >= most and self.trials[-1].latency_s.size * slo.over_allowed >= RULE_OF_THREE:
+                return self._beyond_most(most)
+        return self._unresolved(f"the server's capacity is not known: {self._most} are too few to show it")
 
-    def _judge_single(self, alone: Observed) -> float:
-        """Seconds of the loads to come, by how long one request takes."""
-        taken_s = service_latencies(alone)
-        if not taken_s.size or alone.not_ok_share > FAILING:
-            raise _End("failing", f"{alone.not_ok_share:.1%} of single requests were not answered well")
-        return seconds_of(self.batcher, float(taken_s.mean()))
+    def _beyond_most(self, most: float) -> End:
+        return self._unresolved(
+            f"{self._most} meet it, so the rate is at least that; raise max_rate_per_s to look further",
+            Answer(items_per_s=most, half_width=math.inf),
+        )
 
-    def _slo(self, profile: Profile) -> Slo:
-        full_ms = self.batcher.max_batch * self.batcher.instances / profile.capacity * 1e3
-        percentile = SLOW_PERCENTILE if profile.capacity < SLOW_PER_S else PERCENTILE
-        limit_ms = self.wanted.limit_ms or float(f"{LIMIT_BATCHES * full_ms:.2g}")  # a limit that can be told
-        return Slo(limit_ms=limit_ms, percentile=self.wanted.percentile or percentile)
-
-    def _attainable(self, profile: Profile, slo: Slo) -> None:
-        alone = next(load for in_flight, load in self.loads if in_flight == 1)
-        median_ms = float(np.median(service_latencies(alone))) * 1e3
-        if median_ms > slo.limit_ms:
-            serves = f", {profile.table[0].ms:.4g} ms of that in the engine" if profile.table else ""
-            raise _End(
-                "unattainable",
-                f"a single request alone takes {median_ms:.4g} ms{serves}: no rate is answered within "
-                f"{slo.limit_ms:g} ms; ask for more than its service time",
-            )
+    @property
+    def _most(self) -> str:
+        return f"the {self.sought.most_per_s:g} requests/s that max_rate_per_s allows this host"
 
     # ------------------------------------------------------------------------ predict, verify
 
     def _by_model(self, model: Model, profile: Profile, slo: Slo) -> Answer | None:
         """The answer given the model; sets `rejected` where the model does not fit."""
-        foreseen = self.foreseen = foresee(model, slo, self.wanted.seed, requests=self.wanted.simulated)
+        foreseen = self.foreseen = foresee(model, slo, self.sought.seed, requests=self.sought.simulated)
         if foreseen is None:
             least = LEAST_SHARE * model.capacity
-            raise _End(
+            raise End(
                 "unattainable",
                 f"even at {least:.3g} items/s more than {slo.over_allowed:.3g} of the requests would take over "
                 f"{slo.limit_ms:g} ms: a full batch takes {model.full_batch_s * 1e3:.4g} ms",
             )
         answer, rate, pace = None, foreseen.items_per_s, 1.0
         for alpha, share in ((ALPHA, FIRST_SHARE), (ALPHA / 2, 1.0)):
+            rate = min(rate, self.sought.most_per_s or math.inf)
             seconds = self._seconds(rate, profile.capacity, slo, share)
-            if seconds < LEAST_S:
+            if seconds < LEAST_S or not self._verify(model, profile, slo, rate=rate, pace=pace, seconds=seconds):
                 return answer
-            self._verify(model, profile, slo, rate=rate, pace=pace, seconds=seconds)
             near = [trial for trial in self.trials if abs(math.log(trial.rate / rate)) <= POOLED]
             got = given_model(near, model, foreseen, slo, alpha)
             if got is None:
@@ -235,12 +194,17 @@ class _Search:
             rate, pace = answer.items_per_s, math.exp(-shift.value)
         return answer
 
-    def _verify(self, model: Model, profile: Profile, slo: Slo, *, rate: float, pace: float, seconds: float) -> None:
-        warm, count = warm_s(rate, profile.capacity, seconds), segments(rate, profile.capacity, seconds)
-        offsets_ns = typical_schedule(
-            model, slo, rate=rate, warm_s=warm, seconds=seconds, segments=count, pace=pace, seed=self._seed()
-        )
-        self._trial(offsets_ns, rate, warm, seconds, count, slo)
+    def _verify(self, model: Model, profile: Profile, slo: Slo, *, rate: float, pace: float, seconds: float) -> bool:
+        """A trial of arrivals that are typical of the model; False if the client was late with it."""
+
+        def send(seconds: float) -> bool:
+            warm, count = warm_s(rate, profile.capacity, seconds), segments(rate, profile.capacity, seconds)
+            offsets_ns = typical_schedule(
+                model, slo, rate=rate, warm_s=warm, seconds=seconds, segments=count, pace=pace, seed=self._seed()
+            )
+            return self._trial(offsets_ns, rate, warm, seconds, count, slo)
+
+        return self._on_time(send, seconds)
 
     # ------------------------------------------------------------------------ the data alone
 
@@ -254,13 +218,24 @@ class _Search:
             pointing = max(POINTING_S, POINTING_RELAXES * relax_s(rate, capacity))
             # What does not leave time for another is the last.
             seconds = left if settled or left < 2 * pointing + AROUND_S else pointing
-            if seconds < LEAST_S:
+            if seconds < LEAST_S or not self._poisson(rate, capacity, slo, seconds):
                 break
-            offsets_ns = arrivals.poisson(rate, seconds, self._seed())
-            self._trial(offsets_ns, rate, warm_s(rate, capacity, seconds), seconds, DATA_SEGMENTS, slo)
             rate = next_rate(self.trials, capacity, slo)
+        lowest = min(self.trials, key=lambda trial: trial.rate, default=None)
+        if lowest is not None and bracketed(self.trials, capacity, slo)[1] <= lowest.rate:
+            share = float(lowest.shares(slo).mean())
+            raise self._unresolved(f"{lowest.rate:.4g} items/s, the lowest rate tried, have {share:.1%} over the limit")
         near = [trial for trial in self.trials if abs(math.log(trial.rate / rate)) <= POOLED_DATA]
         return given_data(near, capacity, slo, ALPHA) if near else None
+
+    def _poisson(self, rate: float, capacity: float, slo: Slo, seconds: float) -> bool:
+        """A trial of random arrivals; False if the client was late with it."""
+
+        def send(seconds: float) -> bool:
+            offsets_ns = arrivals.poisson(rate, seconds, self._seed())
+            return self._trial(offsets_ns, rate, warm_s(rate, capacity, seconds), seconds, DATA_SEGMENTS, slo)
+
+        return self._on_time(send, seconds)
 
     # ------------------------------------------------------------------------ trials
 
@@ -271,41 +246,52 @@ class _Search:
 
     def _left(self) -> float:
         """Seconds that a load may still send."""
-        return self.wanted.seconds - (self.clock() - self.started_s) - AROUND_S
+        return self.sought.seconds - (self.clock() - self.started_s) - AROUND_S
 
     def _seed(self) -> int:
         """A new pattern of arrivals for each trial, the same ones in each search."""
-        return self.wanted.seed + 1 + len(self.trials)
+        return self.sought.seed + 1 + len(self.trials)
 
-    def _trial(self, offsets_ns: Numbers, rate: float, warm: float, seconds: float, count: int, slo: Slo) -> None:
+    def _on_time(self, send: Callable[[float], bool], seconds: float) -> bool:
+        """Whether the trial was sent as it should, or once more, for which some seconds are added if none are left."""
+        return send(seconds) or send(min(seconds, max(self._left(), ENOUGH_S)))
+
+    def _trial(self, offsets_ns: Numbers, rate: float, warm: float, seconds: float, count: int, slo: Slo) -> bool:
+        """One trial; False if the client was late with it: then it says nothing of the server, and is left out."""
+        if self.sought.most_per_s is not None:  # arrivals are drawn: there may be a few more than allowed
+            offsets_ns = offsets_ns[: int(self.sought.most_per_s * seconds)]
         self.progress(f"trial {len(self.trials) + 1}: {rate:.4g} items/s for {seconds:.0f} s")
-        seen = self.probe.open(offsets_ns, rate, seconds)
+        seen = self.loader.open(offsets_ns, rate, seconds)
+        failed = float(np.mean(seen.rows["status"] == Status.FAILED)) if seen.rows.size else 0.0
+        failing = failed > max(FAILING, slo.over_allowed)
+        self.late = "" if failing else late_words(seen, slo)
+        if self.late:
+            self.progress(f"    left out: {self.late}")
+            return False
         trial = Trial(
             load=seen.load, rate=rate, warm_s=warm, seconds=seconds, offsets_s=offsets_ns / 1e9,
             latency_s=latencies(seen), segments=count,
         )  # fmt: skip
         self.trials.append(trial)
-        failed = float(np.mean(seen.rows["status"] == Status.FAILED)) if seen.rows.size else 1.0
-        if failed > max(FAILING, slo.over_allowed):
-            raise _End("failing", f"at {rate:.4g} items/s {failed:.1%} of the requests failed")
-        self.late = late_words(seen, slo)
+        if failing:
+            raise End("failing", f"at {rate:.4g} items/s {failed:.1%} of the requests failed")
         share = float(np.mean(trial.shares(slo)))
-        self.progress(
-            f"    {share:.2%} over {slo.limit_ms:g} ms (allowed {slo.over_allowed:.3g}); {self.late}".rstrip("; ")
-        )
+        self.progress(f"    {share:.2%} over {slo.limit_ms:g} ms (allowed {slo.over_allowed:.3g})")
+        return True
 
     # ------------------------------------------------------------------------ the answer
 
     def _answered(self, answer: Answer | None, given: Literal["model", "data"]) -> SloRate:
-        if answer is not None and answer.half_width <= math.log1p(RESOLVED):
-            return self.told("resolved", self.late, answer, given)
-        reason = f"SLO rate not resolvable in {self.wanted.seconds:g} s"
-        return self.told("not_resolvable", "; ".join(filter(None, (reason, self.late))), answer, given)
+        most = self.sought.most_per_s
+        if answer is not None and most is not None and answer.items_per_s >= most:
+            raise self._beyond_most(most)
+        if answer is not None and answer.half_width <= math.log1p(RESOLVED) and not self.late:
+            return self.told("resolved", "", answer, given)
+        reason = "; ".join(filter(None, (self.sought.unresolved, self.late)))
+        return self.told("not_resolvable", reason, answer, given)
 
-    def _asked(self) -> Slo | None:
-        """The SLO in the user's words; None = the default, which the profile gives."""
-        limit_ms, percentile = self.wanted.limit_ms, self.wanted.percentile
-        return Slo(limit_ms=limit_ms, percentile=percentile or PERCENTILE) if limit_ms else None
+    def _unresolved(self, why: str, answer: Answer | None = None) -> End:
+        return End("not_resolvable", "; ".join(filter(None, (self.sought.unresolved, why, self.late))), answer=answer)
 
     def told(
         self, verdict: Ending, reason: str, answer: Answer | None = None, given: Literal["model", "data"] = "data"
@@ -313,7 +299,7 @@ class _Search:
         """The record, with whatever was found until now; NoValidNumber if the SLO itself is not known yet."""
         profile = self.profile
         model = profile.model if profile else None
-        slo = self.slo or self._asked()
+        slo = self.slo or self.sought.slo
         if slo is None:
             raise NoValidNumber(f"no rate at an SLO: {reason}", word=verdict)
         return SloRate(
@@ -324,7 +310,7 @@ class _Search:
             verdict=verdict,
             reason=reason,
             model_rejected=self.rejected,
-            capacity_items_per_s=profile.capacity if profile else None,
+            capacity_items_per_s=profile.capacity if profile and not held_back(profile, self.sought) else None,
             service=profile.table if profile else (),
             overheads=model.overheads if model else None,
             trials=tuple(recorded(trial, slo, model, self.foreseen) for trial in self.trials),
@@ -341,10 +327,18 @@ def first_guess(batcher: Batcher, capacity: float, slo: Slo) -> float:
 
 
 def late_words(seen: Observed, slo: Slo) -> str:
-    """Said where the sender was late: latency counts from the intended time, so its lateness is in there."""
-    if not seen.rows.size:
-        return "nothing was sent"
-    lag_ms = float(np.percentile(seen.rows["sent_ns"] - seen.rows["intended_ns"], 99)) / 1e6
-    words = [f"the sender was late: p99 {lag_ms:.3g} ms"] if lag_ms > LATE_SHARE * slo.limit_ms else []
+    """Why a load shows the client and not the server; "" if it shows the server.
+
+    Latency counts from the intended time, so a late client is in it. What waited for a place in flight is the server's.
+    """
+    late_ms = LATE_SHARE * slo.limit_ms
+    share = sent_late(seen, late_ms)
+    if share <= min(SENT_LATE, slo.over_allowed):
+        return ""
+    lag_ns = seen.rows["sent_ns"] - seen.rows["intended_ns"]
+    lag_ms = float(np.percentile(lag_ns, 99)) / 1e6 if lag_ns.size else math.inf
     unsent = (seen.offsets_ns.size if seen.offsets_ns is not None else 0) - seen.rows.size
-    return "; ".join([*words, *([f"{unsent} requests were never sent"] if unsent > 0 else [])])
+    return (
+        f"the client could not keep to the schedule: it sent {share:.1%} of the requests over {late_ms:.3g} ms late or "
+        f"never, with places in flight to spare (lag p99 {lag_ms:.3g} ms, {max(0, unsent)} never sent)"
+    )

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from brim.records import Slo, SloRate
 from judging.overload import Burst
-from judging.queue_limits import BEYOND, Profile, capacity_of, fitting_queue
+from judging.queue_limits import BEYOND, capacity_of, fitting_queue
+from judging.slo_model import Model
 from queueing.arrivals import poisson
 
 #: Offered rates as multiples of the rate at the SLO.
@@ -38,14 +39,13 @@ Offsets: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is to be overloaded; rates in requests a second."""
+    """What is to be overloaded; rates in requests a second, each of one item as in the search before it."""
 
     slo: Slo
     rate_per_s: float  # that meets the SLO
     capacity_per_s: float
     batch_s: float  # of a full batch
     outstanding: int  # requests in flight at most
-    items_per_request: int
     seed: int
     most_per_s: float | None = None  # that may be sent to this host
 
@@ -70,22 +70,19 @@ class Planned:
     burst: Burst | None = None
 
 
-def plan_of(found: SloRate, profile: Profile, *, seed: int, most_per_s: float | None) -> Plan:
+def plan_of(found: SloRate, model: Model, *, seed: int, most_per_s: float | None) -> Plan:
     """The plan for a server whose rate at the SLO was found."""
-    items = profile.items_per_request
-    rate_per_s, capacity = (found.items_per_s or 0.0) / items, capacity_of(found) / items
     plan = Plan(
         slo=found.slo,
-        rate_per_s=rate_per_s,
-        capacity_per_s=capacity,
-        batch_s=profile.batch_ms / 1e3,
+        rate_per_s=found.items_per_s or 0.0,
+        capacity_per_s=capacity_of(found),
+        batch_s=model.full_batch_s,
         outstanding=1,
-        items_per_request=items,
         seed=seed,
         most_per_s=most_per_s,
     )
-    queued = fitting_queue(profile, found.slo.limit_ms) + 2 * profile.batch_requests * profile.batcher.instances
-    piled_up = ceil(BEYOND * rate_per_s * plan.stretch_s)
+    queued = fitting_queue(model, found.slo.limit_ms) + 2 * model.batcher.max_batch * model.batcher.instances
+    piled_up = ceil(BEYOND * plan.rate_per_s * plan.stretch_s)
     return replace(plan, outstanding=min(max(ROOM * queued, piled_up), OUTSTANDING_MOST))
 
 

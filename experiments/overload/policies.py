@@ -22,7 +22,6 @@ from experiments.overload.beside import configs_beside, limits_of, served_beside
 from experiments.overload.plan import Planned
 from experiments.overload.run import Policy, Send, Sent
 from judging.queue_limits import Limits, Proposal
-from judging.slo_observed import Observed
 from loadtest.control import Control, control
 from loadtest.statistics_reader import StatisticsReader
 
@@ -91,13 +90,8 @@ def _sender(bench: Bench, place: Place | None, outstanding: int) -> Send:
             outstanding=outstanding,
         )  # fmt: skip
         with contextlib.nullcontext() if place is None else _at(bench, place):
-            trial = open_trial(bench, asked, "overload")
-        load = trial.load
-        seen = Observed(
-            load=load.index, start_ns=load.start_ns, end_ns=load.end_ns, rows=trial.rows, reads=trial.reads,
-            offsets_ns=planned.offsets_ns,
-        )  # fmt: skip
-        return Sent(seen=seen, errors=load.errors)
+            sent = open_trial(bench, asked, "overload")
+        return Sent(seen=sent.observed, errors=sent.load.errors)
 
     return send
 

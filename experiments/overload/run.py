@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from brim.errors import Interrupted, Lost
 from brim.records import Overload, OverloadPoint, Recovery
 from experiments.overload.plan import Plan, Planned, judged_from_s, loads
-from judging.overload import goodput, recovery, sent_late
+from judging.overload import goodput, recovery
 from judging.queue_choice import Recommended
 from judging.queue_limits import Limits
-from judging.slo_observed import Observed
-from judging.tolerances import SENT_LATE
+from judging.slo_observed import Observed, sent_late
+from judging.tolerances import LATE_SHARE, SENT_LATE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +72,16 @@ def gather(plan: Plan, policies: Sequence[Policy], tell: Callable[[str], None]) 
 
 def _sent_on_time(plan: Plan, policy: Policy, planned: Planned, found: Gathered) -> Sent:
     """The load, sent once more if the client was late with it; if it is late again, its point is not to decide."""
+    late_ms = LATE_SHARE * plan.slo.limit_ms
     sent = policy.send(planned)
-    if sent_late(sent.seen, plan.slo, plan.outstanding) > SENT_LATE:
+    if sent_late(sent.seen, late_ms) > SENT_LATE:
         sent = policy.send(planned)
-    late = sent_late(sent.seen, plan.slo, plan.outstanding)
+    late = sent_late(sent.seen, late_ms)
     if late > SENT_LATE:
         found.late_loads.add(sent.seen.load)
-        found.notes.append(f"at {planned.name} under {policy.name} the client sent {late:.0%} of the requests late")
+        found.notes.append(
+            f"at {planned.name} under {policy.name} the client sent {late:.0%} of the requests late or never"
+        )
     return sent
 
 
@@ -86,14 +89,14 @@ def _judge(
     found: Gathered, plan: Plan, policy: Policy, planned: Planned, sent: Sent, tell: Callable[[str], None]
 ) -> None:
     if planned.burst is not None:
-        offered = planned.offered_per_s * plan.items_per_request
-        found.recoveries.append(recovery(sent.seen, plan.slo, planned.burst, policy=policy.name, offered=offered))
+        found.recoveries.append(
+            recovery(sent.seen, plan.slo, planned.burst, policy=policy.name, offered=planned.offered_per_s)
+        )
         tell(words_of_recovery(found.recoveries[-1]))
         return
     point = goodput(
-        sent.seen, sent.errors, plan.slo, policy=policy.name, items_per_request=plan.items_per_request,
-        from_s=judged_from_s(planned), until_s=planned.seconds,
-    )  # fmt: skip
+        sent.seen, sent.errors, plan.slo, policy=policy.name, from_s=judged_from_s(planned), until_s=planned.seconds
+    )
     found.points.append(point)
     tell(words_of_point(point))
 
@@ -117,7 +120,7 @@ def answer(plan: Plan, found: Gathered, recommended: Recommended, notes: Sequenc
     """overload.json; `notes` say what else must be known of it."""
     return Overload(
         slo=plan.slo,
-        items_per_s=plan.rate_per_s * plan.items_per_request,
+        items_per_s=plan.rate_per_s,
         points=tuple(found.points),
         recoveries=tuple(found.recoveries),
         max_queue_size=recommended.limits.max_queue_size,

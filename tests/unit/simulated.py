@@ -114,3 +114,12 @@ def _read(ends: list[tuple[int, int, int, int]], at_ns: int, start_ns: int) -> S
         machine_busy_s=1.2 * seconds,
         machine_total_s=2.0 * seconds,
     )
+
+
+def a_read(at_ns: int, done: int, *, ms: float) -> StatsRead:
+    """Of a server that has answered so many single requests and had each for `ms` by its own clock."""
+    return StatsRead(
+        before_ns=at_ns, after_ns=at_ns, inference_count=done, execution_count=done, success_count=done, fail_count=0,
+        queue_ns=0, request_ns=round(done * ms * 1e6), batch_counts={}, busy_ns=0, infer_ns=0, client_cpu_s=0.0,
+        server_cpu_s=None, machine_busy_s=None, machine_total_s=None,
+    )  # fmt: skip

@@ -209,6 +209,17 @@ def test_no_tracked_file_holds(what: str) -> None:
     assert not [f"{name}: {word}" for name, text in texts for word in words if word in text]
 
 
+#: Papers of its making that no reader has; cut in two for the same reason.
+PAPERS = [("DES", "IGN"), ("MET", "HOD"), ("PE", "ERS"), ("STA", "CK"), ("FAU", "LTS"), ("STY", "LE"), ("U", "X")]
+
+
+def test_no_tracked_file_refers_to_a_paper_that_is_not_here() -> None:
+    names = "|".join("".join(parts) for parts in PAPERS)
+    reference = re.compile(rf"\b(?:{names})(?:\.md\b|'s\b| \d)")
+    texts = ((name, (CHECKOUT / name).read_text("utf-8", errors="replace")) for name in published())
+    assert not [f"{name}: {found[0]}" for name, text in texts if (found := reference.search(text))]
+
+
 def test_no_tracked_file_is_a_generated_binary() -> None:
     names = published()
     assert not [name for name in names if Path(name).suffix in BINARY_SUFFIXES]

@@ -9,23 +9,24 @@ import pytest
 
 from brim.records import Overheads, OverloadPoint, ServiceTime, Slo, SloRate, Status
 from experiments.overload.run import Sent
-from judging.overload import QUEUE_FULL, QUEUE_TIMEOUT, Burst, goodput, recovery, sent_late
+from judging.overload import QUEUE_FULL, QUEUE_TIMEOUT, Burst, goodput, recovery
 from judging.queue_choice import choose
 from judging.queue_limits import (
-    Foreseen,
+    InTime,
     Limits,
-    Profile,
     Proposal,
+    batch_ms,
     candidates,
     fitting_queue,
-    profile_of,
+    model_of,
     propose,
     service_of,
 )
 from judging.rows import ROW_DTYPE
-from judging.slo_observed import Observed
+from judging.slo_model import Model
+from judging.slo_observed import Observed, sent_late
 from queueing.arrivals import Offsets, constant, poisson
-from queueing.batcher import NONE, Batcher, Service
+from queueing.batcher import NONE, STEADY, Batcher, Service
 from tests.unit.queued import START_NS, answered
 
 SLO = Slo(limit_ms=100)
@@ -53,8 +54,8 @@ def seen(table: np.ndarray, offsets_s: list[float], errors: dict[str, int] | Non
     return Sent(seen=load, errors=errors or {})
 
 
-def judged(load: Sent, *, from_s: float, until_s: float, items: int = 1) -> OverloadPoint:
-    return goodput(load.seen, load.errors, SLO, policy="b8", items_per_request=items, from_s=from_s, until_s=until_s)
+def judged(load: Sent, *, from_s: float, until_s: float) -> OverloadPoint:
+    return goodput(load.seen, load.errors, SLO, policy="b8", from_s=from_s, until_s=until_s)
 
 
 def recovered(load: Sent, burst: Burst) -> float | None:
@@ -77,11 +78,11 @@ def test_every_way_in_which_a_request_can_end_is_counted_apart_and_together_they
     said = {f"HTTP 503: {QUEUE_FULL}": 1, f"HTTP 503: {QUEUE_TIMEOUT}": 1, "HTTP 500: broken": 1}
     load = seen(table, [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 2.5], said)
 
-    point = judged(load, items=2, from_s=1.0, until_s=2.0)
+    point = judged(load, from_s=1.0, until_s=2.0)
 
-    assert (point.policy, point.load, point.offered) == ("b8", 3, 14.0)  # seven requests of two items in a second
-    assert (point.good, point.late, point.rejected, point.expired) == (2.0, 2.0, 2.0, 2.0)
-    assert point.failed == 6.0  # our deadline, an error, and the one due at 1.6 s that was never sent
+    assert (point.policy, point.load, point.offered) == ("b8", 3, 7.0)  # in a second
+    assert (point.good, point.late, point.rejected, point.expired) == (1.0, 1.0, 1.0, 1.0)
+    assert point.failed == 3.0  # our deadline, an error, and the one due at 1.6 s that was never sent
 
 
 def test_refusals_in_other_words_than_the_queues_are_failures() -> None:
@@ -132,9 +133,26 @@ def test_what_a_client_sends_late_counts_against_it_only_while_it_had_places_fre
     late = rows(*((t / 10, t / 10 + 0.02, t / 10 + 0.03, Status.OK) for t in range(10)))
     waiting = rows(*((t / 1000, t / 1000 + 0.02, 1 + t / 1000, Status.OK) for t in range(10)))  # all in flight at once
 
-    assert sent_late(seen(late, []).seen, SLO, outstanding=10) == 1.0
-    assert sent_late(seen(waiting, []).seen, SLO, outstanding=1) == 0.0
-    assert sent_late(seen(rows(), []).seen, SLO, outstanding=1) == 0.0
+    def share(table: np.ndarray, offsets_s: list[float], outstanding: int | None) -> float:
+        return sent_late(replace(seen(table, offsets_s).seen, outstanding=outstanding), 10.0)
+
+    assert share(late, [], 10) == share(late, [], None) == 1.0
+    assert share(waiting, [], 1) == 0.0
+    assert share(rows(), [], 1) == 0.0
+
+
+def test_what_is_never_sent_is_the_servers_doing_if_all_places_were_taken_and_the_clients_if_not() -> None:
+    slow = rows(*((t / 10, t / 10, 60.0, Status.OK) for t in range(8)))  # none is answered for a minute
+    quick = rows(*((t / 10, t / 10, t / 10 + 0.01, Status.OK) for t in range(8)))
+    due = [t / 10 for t in range(10)]
+
+    def share(table: np.ndarray, outstanding: int | None) -> float:
+        return sent_late(replace(seen(table, due).seen, outstanding=outstanding), 10.0)
+
+    assert share(slow, 8) == 0.0  # all eight places are taken
+    assert share(slow, 64) == share(slow, None) == 0.2  # two of ten, with 56 places free
+    assert share(quick, 8) == 0.2
+    assert share(rows(), 8) == 1.0
 
 
 # ---------------------------------------------------------------------------- recovery
@@ -202,31 +220,25 @@ def test_a_recovery_allows_as_many_misses_as_the_slo_does_and_no_more() -> None:
 # ---------------------------------------------------------------------------- limits
 
 
-def profile(batcher: Batcher = SLEEP, service_s: float = SERVICE_S, items: int = 1) -> Profile:
-    return Profile(
-        batcher=batcher,
-        service=Service.of(batcher, lambda _: service_s),
-        overheads=NONE,
-        items_per_request=items,
-    )
+def model(batcher: Batcher = SLEEP, service_s: float = SERVICE_S) -> Model:
+    return Model(batcher=batcher, service=Service.of(batcher, lambda _: service_s), overheads=NONE, noise=STEADY)
 
 
 def test_the_queue_that_fits_is_full_batches_for_the_time_left_before_the_own_one() -> None:
     two = replace(SLEEP, instances=2)
     slow = Overheads(occupancy_ms=1.0, occupancy_per_item_ms=0.125, additive_ms=6.0)  # 22 ms a batch, 6 for the answer
 
-    assert fitting_queue(profile(), 100) == 8 * 4  # four batches of 20 ms before the own one
-    assert fitting_queue(profile(two), 100) == 8 * 8  # one begins every 10 ms
-    assert fitting_queue(profile(), 39) == 0  # even the batch that is running is too much
-    assert fitting_queue(profile(items=4), 100) == 2 * 4  # in requests
-    assert fitting_queue(replace(profile(), overheads=slow), 100) == 8 * 3
+    assert fitting_queue(model(), 100) == 8 * 4  # four batches of 20 ms before the own one
+    assert fitting_queue(model(two), 100) == 8 * 8  # one begins every 10 ms
+    assert fitting_queue(model(), 39) == 0  # even the batch that is running is too much
+    assert fitting_queue(replace(model(), overheads=slow), 100) == 8 * 3
 
 
 @pytest.mark.parametrize("instances", [1, 2])
 def test_the_queue_that_fits_keeps_every_answer_in_time_and_one_more_batch_does_not(instances: int) -> None:
     batcher = replace(SLEEP, instances=instances)
     # Without the last round: with equal service times the rule's own boundary is met to the nanosecond.
-    fits = fitting_queue(profile(batcher), 99.9)
+    fits = fitting_queue(model(batcher), 99.9)
     offsets = poisson(3 * instances * CAPACITY, 8.0, seed=5)
 
     def late(max_queue: int) -> float:
@@ -242,7 +254,7 @@ def test_proposed_limits_keep_the_capacity_beyond_the_rate_and_cost_nothing_at_i
     instances: int, rate_per_s: float
 ) -> None:
     batcher = replace(SLEEP, instances=instances)
-    proposal = propose(profile(batcher), SLO, rate_per_s, seed=1)
+    proposal = propose(model(batcher), SLO, rate_per_s, seed=1)
     limits = proposal.limited.limits
     assert proposal.timed is not None
     timed = replace(batcher, timeout_s=proposal.timed.limits.queue_timeout_us / 1e6)
@@ -257,20 +269,20 @@ def test_proposed_limits_keep_the_capacity_beyond_the_rate_and_cost_nothing_at_i
     for policy in (limited, timed):
         assert good_share(policy, 2.0) * 2 * rate_per_s == pytest.approx(instances * CAPACITY, rel=0.02)
         assert good_share(policy, 1.0) >= 0.99 * good_share(batcher, 1.0)
-    assert 0 < limits.max_queue_size <= fitting_queue(profile(batcher), SLO.limit_ms)
+    assert 0 < limits.max_queue_size <= fitting_queue(model(batcher), SLO.limit_ms)
     assert limits.queue_timeout_us == proposal.timed.limits.queue_timeout_us == 70_000  # 90% of 100 ms less a batch
     assert f"simulated at 2 x {rate_per_s:.4g} items/s" in proposal.why
 
 
 def test_a_timeout_that_the_queue_delay_outlasts_is_no_candidate() -> None:
     delayed = replace(SLEEP, delay_s=0.075)
-    assert {limits.queue_timeout_us for limits in candidates(profile(delayed), SLO)} == {0}
-    assert propose(profile(delayed), SLO, 360, seed=1).timed is None
-    assert {limits.queue_timeout_us for limits in candidates(profile(), SLO)} == {0, 70_000}
+    assert {limits.queue_timeout_us for limits in candidates(model(delayed), SLO)} == {0}
+    assert propose(model(delayed), SLO, 360, seed=1).timed is None
+    assert {limits.queue_timeout_us for limits in candidates(model(), SLO)} == {0, 70_000}
 
 
 def test_an_slo_that_leaves_no_room_for_a_second_batch_is_told_so() -> None:
-    proposal = propose(profile(), Slo(limit_ms=42), 200, seed=1)
+    proposal = propose(model(), Slo(limit_ms=42), 200, seed=1)
     assert "no further batch fits into 90% of 42 ms before one's own" in proposal.why
 
 
@@ -283,10 +295,19 @@ def test_service_times_are_those_of_busy_instances_and_interpolated_between_prof
     assert found.seconds * 1e3 == pytest.approx(np.array([[4, 6, 8, 10, 12, 14, 16, 18, 18, 18]] * 2))
 
 
+def test_a_size_that_one_instance_served_alone_and_under_load_is_the_mean_of_all_its_batches() -> None:
+    seen_ms = [(1, 2.0, 30), (1, 4.0, 10), (4, 8.5, 5)]  # items, ms, batches; the first of a request alone
+    times = [ServiceTime(items=items, busy=1, ms=ms, batches=n) for items, ms, n in seen_ms]
+
+    for told in (times, times[::-1]):
+        found = service_of(told, Batcher(max_batch=4))
+        assert found.seconds * 1e3 == pytest.approx(np.array([[2.5, 4.5, 6.5, 8.5]]))
+
+
 def test_a_rate_without_a_profile_takes_every_batch_for_a_full_one_at_the_capacity() -> None:
     rate = SloRate(slo=SLO, items_per_s=700, ci95=None, given="data", verdict="resolved", capacity_items_per_s=800)
-    found = profile_of(rate, replace(SLEEP, instances=2), 1)
-    assert found.batch_ms == pytest.approx(20.0)
+    found = model_of(rate, replace(SLEEP, instances=2))
+    assert batch_ms(found) == pytest.approx(20.0)
     assert found.service.seconds == pytest.approx(np.full((2, 8), 0.02))
 
 
@@ -298,9 +319,9 @@ UNLIMITED, LIMITED, TIMED = (
     Limits(queue_timeout_us=70_000),
 )
 PROPOSAL = Proposal(
-    unlimited=Foreseen(limits=UNLIMITED, beyond=0.0, at_rate=1.0),
-    limited=Foreseen(limits=LIMITED, beyond=0.5, at_rate=1.0),
-    timed=Foreseen(limits=TIMED, beyond=0.5, at_rate=1.0),
+    unlimited=InTime(limits=UNLIMITED, beyond=0.0, at_rate=1.0),
+    limited=InTime(limits=LIMITED, beyond=0.5, at_rate=1.0),
+    timed=InTime(limits=TIMED, beyond=0.5, at_rate=1.0),
     why="foreseen",
 )
 POLICIES = {"b8": UNLIMITED, "b8-limited": LIMITED, "b8-timed": TIMED}
@@ -359,5 +380,5 @@ def test_where_nothing_can_be_compared_the_simulator_decides_and_says_so(policie
 
 
 def test_an_unmeasured_timeout_alone_is_recommended_only_if_it_is_foreseen_to_do_as_well() -> None:
-    worse = replace(PROPOSAL, timed=Foreseen(limits=TIMED, beyond=0.5, at_rate=0.9))
+    worse = replace(PROPOSAL, timed=InTime(limits=TIMED, beyond=0.5, at_rate=0.9))
     assert choose(worse, {"as served": UNLIMITED}, [], 100.0).limits == LIMITED

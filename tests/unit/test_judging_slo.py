@@ -114,6 +114,17 @@ def test_a_throughput_that_the_service_times_do_not_explain_rejects_the_model() 
     assert "the client, the transport or copies are the limit" in profile.rejected
 
 
+def test_a_client_that_holds_back_a_server_of_single_requests_rejects_the_model() -> None:
+    """Nothing but a request alone tells that the instance is not what takes the time."""
+    batcher = Batcher(max_batch=1)
+    server = replace(quiet(sleeping(1)), batcher=batcher, service=Service(np.array([[0.010]])))
+    loads = [(n, SimulatedProbe(server, seed=1).closed(n, 2.0)) for n in ladder(batcher)]
+    assert fit(loads, batcher).rejected == ""
+    slower = replace(server, overheads=replace(server.overheads, occupancy_ms=6.0))
+    profile = fit([loads[0], (2, SimulatedProbe(slower, seed=1).closed(2, 2.0))], batcher)
+    assert "a request alone" in profile.rejected and "the client, the transport or copies" in profile.rejected
+
+
 def test_a_machine_that_runs_faster_or_slower_in_another_load_is_no_reason_to_reject_the_model() -> None:
     server = quiet(sleeping(1))
     loads = []

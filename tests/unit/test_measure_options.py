@@ -18,7 +18,7 @@ def options(**changes: Any) -> Options:
         "concurrency": None, "starts": 1, "senders": 1, "items_per_request": None, "protocol": None,
         "transport": "wire", "client": "brim", "gzip": False, "channels": 1, "shapes": (), "input_data": None,
         "model_version": "", "loads": None, "tls_ca": None, "tls_cert": None, "tls_key": None, "headers": (),
-        "allow_remote": (), "project": None, "cross_check": True, "master": None, "expect_workers": None,
+        "allow_remote": (), "project": None, "cross_check": None, "master": None, "expect_workers": None,
         "worker": None, "rate": None, "arrivals": None, "cv": None, "trace": None, "speed_up": None, "seconds": None,
         "seed": None, "outstanding": None, "slo_ms": None, "percentile": None, "slo_seconds": None,
         "model_free": False, "slo_only": False, "overload": False,
@@ -79,12 +79,50 @@ def test_a_request_holds_what_was_asked_for() -> None:
         ),
         ({"expect_workers": 2}, "--master and --expect-workers go together"),
         ({"tls_cert": "client.pem"}, "certificate and its key go together"),
+        ({"slo_ms": "50", "slo_only": True, "starts": 3}, "--starts is of the peak, .*: leave it or --slo-only out"),
+        ({"slo_ms": "50", "slo_only": True, "concurrency": "8"}, "--concurrency is of the peak"),
+        ({"slo_ms": "50", "slo_only": True, "cross_check": True}, "--cross-check is of the peak"),
+        ({"slo_ms": "50", "items_per_request": 4}, "--items-per-request is 1 .*: leave it or --slo-ms out"),
+        ({"rate": 5.0, "slo_ms": "50", "slo_seconds": 9.0}, "--slo-seconds is of the search .*--rate out"),
+        ({"trace": Path("x"), "slo_ms": "50", "slo_seconds": 9.0}, "--slo-seconds is of the search .*--trace out"),
+        ({"rate": 5.0, "cross_check": True}, "--cross-check is of a closed loop"),
+        ({"rate": 5.0, "concurrency": "8"}, "--concurrency is of a closed loop: leave it or --rate out"),
+        ({"rate": 5.0, "arrivals": "constant", "seed": 1}, "--seed is of random arrivals"),
         ({"project": Path("nowhere.toml")}, "there is no such file"),
     ],
 )
 def test_options_that_do_not_fit_together_are_refused(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=said) as refused:
         request_of(options(**changes), batch_id="b")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"slo_ms": "50", "starts": 3, "concurrency": "1:8", "slo_seconds": 9.0, "cross_check": True},
+        {"slo_ms": "50", "slo_only": True, "cross_check": False, "percentile": 95.0, "senders": 2},
+        {"rate": 5.0, "slo_ms": "50", "percentile": 95.0, "cross_check": False, "items_per_request": 4, "starts": 2},
+        {"rate": 5.0, "arrivals": "poisson", "seed": 1, "outstanding": 9, "seconds": 5.0},
+    ],
+)
+def test_options_that_all_have_an_effect_go_together(changes: dict[str, Any]) -> None:
+    request = request_of(options(**changes), batch_id="b")
+    assert request.cross_check is (changes.get("cross_check") is not False)
+    assert (request.slo is None, request.open_loop is None) == ("slo_ms" not in changes, "rate" not in changes)
+
+
+def test_larger_requests_of_the_loads_file_cost_the_rate_at_the_slo_and_not_the_peak(tmp_path: Path) -> None:
+    """The search for the rate knows single items only; `make loadtest` asks for it by itself."""
+    loads = tmp_path / "loads.toml"
+    loads.write_text("items_per_request = 4")
+    request = request_of(options(loads=loads, slo_ms="auto"), batch_id="b")
+    assert (request.slo, request.items_per_request) == (None, 4)
+    assert request_of(options(loads=loads, slo_ms="auto", items_per_request=1), batch_id="b").slo is not None
+    assert request_of(options(loads=loads, slo_ms="50", rate=5.0), batch_id="b").slo is not None
+    for beyond in ("slo_only", "overload"):
+        with pytest.raises(UsageError, match="says 4 in a request; add --items-per-request 1"):
+            request_of(options(loads=loads, slo_ms="50", **{beyond: True}), batch_id="b")
 
 
 def test_files_are_named_from_where_the_user_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

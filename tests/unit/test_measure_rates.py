@@ -104,7 +104,11 @@ def test_an_slo_is_in_milliseconds_or_follows_from_the_full_batch() -> None:
         ({"slo_ms": "50", "slo_seconds": -1.0}, "--slo-seconds is -1"),
         ({"percentile": 99.0}, "--percentile is of --slo-ms"),
         ({"slo_only": True}, "--slo-only is of an SLO"),
-        ({"overload": True}, "--overload is of an SLO"),
+        ({"overload": True}, "--overload is of an SLO: add --slo-ms"),
+        ({"overload": True, "rate": 5.0}, "--overload is of the search for a rate, and --rate gives one"),
+        ({"overload": True, "rate": 5.0, "slo_ms": "50"}, "--overload is of the search for a rate, and --rate gives"),
+        ({"slo_only": True, "trace": Path("x"), "slo_ms": "50"}, "--slo-only is of the search for a rate, and --trace"),
+        ({"rate": 5.0, "slo_ms": "auto"}, "with --rate write milliseconds"),
     ],
 )
 def test_what_does_not_fit_an_slo_is_told_in_one_line(asked: dict[str, Any], said: str) -> None:
@@ -113,5 +117,5 @@ def test_what_does_not_fit_an_slo_is_told_in_one_line(asked: dict[str, Any], sai
 
 
 def test_a_rate_and_a_concurrency_exclude_each_other() -> None:
-    with pytest.raises(UsageError, match="leave one out"):
+    with pytest.raises(UsageError, match="leave it or --rate out"):
         request_of(options(rate=5.0, concurrency="8"), batch_id="b")

@@ -58,6 +58,21 @@ def test_channels_are_grpc_s(tmp_path: Path) -> None:
     assert "--channels 2: only gRPC has channels" in done.stderr
 
 
+def test_files_of_tls_for_a_target_without_it_are_not_left_unused(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").touch()
+    with FakeServer() as server:
+        done = brim(server.url, server.model, "--tls-ca", str(tmp_path / "ca.pem"), "--out", str(tmp_path))
+    assert done.returncode == 2
+    assert f"--tls-ca, --tls-cert: {server.url} is not encrypted; write https://" in done.stderr
+
+
+def test_larger_requests_of_the_loads_file_are_told_to_cost_the_rate_at_the_slo(tmp_path: Path) -> None:
+    (tmp_path / "loads.toml").write_text("items_per_request = 4")
+    done = brim("--slo-ms", "auto", "--loads", str(tmp_path / "loads.toml"), "--out", str(tmp_path))
+    assert done.returncode == 3  # it went on, and nothing is served
+    assert "no rate at the SLO" in done.stderr and "--items-per-request 1" in done.stderr
+
+
 def test_a_stranger_on_the_port_is_not_measured(tmp_path: Path) -> None:
     with FakeServer() as stranger:
         server = Server(

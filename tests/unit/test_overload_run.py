@@ -13,7 +13,7 @@ from experiments.overload.beside import configs_beside, limits_of, why_not
 from experiments.overload.plan import RATIOS, USUAL, Plan, Planned, loads, plan_of
 from experiments.overload.run import Policy, Sent, answer, gather, words_of_point, words_of_recovery
 from judging.queue_choice import Recommended
-from judging.queue_limits import Foreseen, Limits, Proposal, profile_of
+from judging.queue_limits import InTime, Limits, Proposal, model_of
 from queueing.batcher import Batcher
 from serve.known import known_server
 from tests.unit.queued import answered
@@ -23,7 +23,7 @@ SLEEP = Batcher(max_batch=8)
 SERVICE_S, CAPACITY, RATE = 0.02, 400.0, 350.0
 PLAN = Plan(
     slo=Slo(limit_ms=100), rate_per_s=RATE, capacity_per_s=CAPACITY, batch_s=SERVICE_S, outstanding=10_000,
-    items_per_request=1, seed=3,
+    seed=3,
 )  # fmt: skip
 RECOMMENDED = Recommended(limits=Limits(max_queue_size=24, queue_timeout_us=70_000), why="because")
 CONFIG = ServingConfig(name="b8", engine="known", backend="python", max_batch=8)
@@ -117,17 +117,15 @@ def test_a_plan_follows_from_the_rate_and_leaves_room_for_what_queues() -> None:
     fast = SloRate(
         slo=Slo(limit_ms=100), items_per_s=4000, ci95=None, given="model", verdict="resolved", capacity_items_per_s=4400
     )
-    for found, max_batch, items, stretch_s, outstanding in (
-        (slow, 4, 1, 12.0, 288),  # twice the rate for 12 s
-        (slow, 4, 2, 12.0, 144),
-        (fast, 8, 1, 3.0, 2048),  # 24,000 connections are not to be had
-        (replace(slow, items_per_s=0.5), 64, 1, 12.0, 256),  # hardly anything piles up, but a queue holds full batches
+    for found, max_batch, stretch_s, outstanding in (
+        (slow, 4, 12.0, 288),  # twice the rate for 12 s
+        (fast, 8, 3.0, 2048),  # 24,000 connections are not to be had
+        (replace(slow, items_per_s=0.5), 64, 12.0, 256),  # hardly anything piles up, but a queue holds full batches
     ):
-        profile = profile_of(found, Batcher(max_batch=max_batch), items)
-        plan = plan_of(found, profile, seed=3, most_per_s=None)
+        plan = plan_of(found, model_of(found, Batcher(max_batch=max_batch)), seed=3, most_per_s=None)
         assert (plan.stretch_s, plan.outstanding) == (stretch_s, outstanding)
-        assert plan.rate_per_s == (found.items_per_s or 0) / items
-        assert plan.capacity_per_s == (found.capacity_items_per_s or found.items_per_s or 0) / items
+        assert plan.rate_per_s == found.items_per_s
+        assert plan.capacity_per_s == (found.capacity_items_per_s or found.items_per_s)
 
 
 def test_every_policy_meets_the_same_arrivals_at_the_planned_rates() -> None:
@@ -193,8 +191,8 @@ def test_beside_the_policy_as_served_stand_those_that_it_is_not(
 
 
 def proposal(limited: Limits, timed: Limits | None) -> Proposal:
-    def foreseen(limits: Limits) -> Foreseen:
-        return Foreseen(limits=limits, beyond=0.5, at_rate=1.0)
+    def foreseen(limits: Limits) -> InTime:
+        return InTime(limits=limits, beyond=0.5, at_rate=1.0)
 
     return Proposal(
         unlimited=foreseen(Limits()), limited=foreseen(limited), timed=foreseen(timed) if timed else None, why=""

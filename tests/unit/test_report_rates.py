@@ -17,9 +17,10 @@ import pytest
 import tests.unit.finished_runs as made
 from analysis import finished, points, rates, report, requests
 from analysis.open_loop import OpenLoop, observe, percentiles
-from brim import layout
+from brim import disk, layout
 from brim.errors import InvalidRecord
 from brim.records import Load, Purpose, Slo, SloRate, Status
+from tests.unit import simulated
 from tests.unit.test_report_page import CANARY, RIGHT_TO_LEFT, Tags
 
 #: With a stall of 1 s, 5 ms of service and 10 ms between arrivals, 201 requests wait 1005, 1000, … 5 ms.
@@ -188,6 +189,23 @@ def test_a_schedule_is_not_fetched_from_outside_its_run(tmp_path: Path) -> None:
     folder.mkdir()
     np.save(tmp_path / "elsewhere.npy", made.arrivals())
     assert requests.schedule(folder, "../elsewhere.npy") is None
+    (tmp_path / "reads.jsonl").write_text("garbage\n")
+    assert requests.reads(folder, "../elsewhere.npy") == []
+
+
+def test_the_page_says_with_the_servers_statistics_that_it_is_the_client_who_does_not_keep_up(tmp_path: Path) -> None:
+    """One request in flight, 5 ms each, every one of them sent late: the server says that it had it for 1 ms."""
+    load = made.open_load(unsent=500, point=dataclasses.replace(made.OPEN, outstanding=1))
+    rows = made.open_rows(load.start_ns, stall_ns=0)
+    rows["sent_ns"] += np.arange(len(rows)) * 2_000_000  # ever later
+    rows["done_ns"] = np.append(rows["sent_ns"][1:], rows["sent_ns"][-1] + 5_000_000)
+    folder = made.keep_open(tmp_path, load, rows, made.arrivals())
+    assert not finished.read(folder).open_loops[0].reasons[0].startswith("the client")
+    for at_ns in range(load.start_ns, int(rows["done_ns"][-1]), made.SECOND):
+        done = int(np.searchsorted(rows["done_ns"], at_ns, "right"))
+        read = simulated.a_read(at_ns, done, ms=1.0)
+        disk.append((folder / str(load.schedule)).with_name("reads.jsonl"), read)
+    assert finished.read(folder).open_loops[0].reasons[0].startswith("the client does not keep up")
     assert requests.schedule(folder, str(tmp_path / "elsewhere.npy")) is None
 
 
@@ -198,7 +216,7 @@ def test_the_headline_is_rate_limit_percentile_interval_what_it_is_given_and_its
     found = made.slo_rate(
         slo=Slo(limit_ms=50.0), items_per_s=387.2, ci95=(381.0, 392.0), capacity_items_per_s=461.0, given="model"
     )
-    told = "387 images/s within 50 ms at p99 (381 to 392, 95% given the queueing model), 0.84 of the peak"
+    told = "387 images/s within 50 ms at p99 (381 to 392, 95% given the queueing model), 0.84 of its capacity"
     assert rates.slo_lines(found, "image")[0] == told
     by_data = rates.slo_lines(dataclasses.replace(found, given="data"), "image")
     assert "95% by the data alone" in by_data[0] and "queueing model" not in " ".join(by_data)
@@ -244,7 +262,7 @@ def test_the_page_shows_trials_service_times_overheads_and_what_the_rate_is_not_
     page = report.write(tmp_path, [with_rates(tmp_path, made.slo_rate(model_rejected="they differ by 8%"))])
     text = text_of(page)
     for said in (
-        "16.8 images/s (16.4 to 17.1, 95% given the queueing model), 0.84 of the peak.",
+        "16.8 images/s (16.4 to 17.1, 95% given the queueing model), 0.84 of its capacity.",
         "12 16.8 10.0 168 1.2% 1.1% 1.0%",
         "10 15.0 10.0 150 0%",
         "4 1 200 90",

@@ -7,15 +7,17 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
-from scipy.stats import binom
 
 from benchmarks.simulated_probe import SimulatedProbe, TrueServer, memoryless, sleeping, slow
 from benchmarks.slo_coverage import CASES, searched
 from brim.errors import Interrupted, Lost, NoValidNumber
 from brim.records import SloRate, Status
-from experiments.measure.slo import Wanted, search
+from experiments.measure.slo import search
+from experiments.measure.slo_profile import Sought
 from judging.slo_model import ladder
-from judging.slo_observed import Numbers, Observed
+from judging.slo_observed import Numbers, Observed, throughput
+from queueing import arrivals
+from queueing.batcher import Service
 
 SIMULATED = 100_000
 SEARCHES = 40
@@ -51,11 +53,11 @@ def found(
     limit_ms: float | None = None, percentile: float | None = None, model_free: bool = False,
 ) -> SloRate:  # fmt: skip
     probe = fault.probe if fault else SimulatedProbe(server, seed)
-    wanted = Wanted(
+    sought = Sought(
         limit_ms=limit_ms, percentile=percentile, seconds=seconds, model_free=model_free, seed=seed,
         simulated=SIMULATED,
     )  # fmt: skip
-    return search(fault or probe, server.batcher, wanted, clock=probe.clock)
+    return search(fault or probe, server.batcher, sought, clock=probe.clock)
 
 
 def faulty(from_load: int, **told: object) -> Faulty:
@@ -69,9 +71,10 @@ def test_searches_of_a_sleeping_server_are_right_within_2_per_cent_and_their_int
     assert {(one.verdict, one.given) for one in searches} == {("resolved", "model")}
     assert max(abs(one.off or 0.0) for one in searches) < 0.02
     assert max(one.seconds for one in searches) < 62.0
-    covered = sum(bool(one.covered) for one in searches)
-    assert binom.cdf(covered, SEARCHES, 0.92) > 0.01
-    assert np.mean([one.half_width for one in searches if one.half_width]) < 0.02
+    # The seeds decide, and 38 is what these give, as 95% should: of intervals a tenth narrower 37 would cover, of half
+    # the width 28. A search that came to cover 85% would be expected to miss six; wider intervals are no way out.
+    assert sum(one.covered for one in searches) >= 38
+    assert np.mean([one.half_width for one in searches if one.half_width]) < 0.013
 
 
 def test_two_instances_are_searched_as_well_as_one() -> None:
@@ -123,8 +126,10 @@ def test_a_server_that_fails_requests_is_failing_alone_or_under_load() -> None:
 def test_rejected_requests_count_as_over_the_limit() -> None:
     """2% are rejected at any rate, so no rate leaves 1%."""
     answer = found(sleeping(1), fault=faulty(4, status=Status.REJECTED, share=0.02), limit_ms=100.0, seconds=40.0)
-    assert answer.trials[0].over_share > 0.019
-    assert answer.verdict == "not_resolvable" or (answer.items_per_s or 0.0) < 354.7
+    assert all(trial.over_share > 0.019 for trial in answer.trials) and len(answer.trials) > 1
+    assert (answer.verdict, answer.items_per_s) == ("not_resolvable", None)
+    assert "not answered well, where it foresees 0.00%" in answer.model_rejected
+    assert "the lowest rate tried, have 2." in answer.reason
 
 
 def test_a_bounded_queue_is_part_of_the_model() -> None:
@@ -151,30 +156,172 @@ def test_loads_that_were_made_already_are_not_made_again() -> None:
     before = SimulatedProbe(server, seed=1)
     ready = [(in_flight, before.closed(in_flight, 2.0)) for in_flight in ladder(server.batcher)]
     probe = SimulatedProbe(server, seed=2)
-    wanted = Wanted(limit_ms=100.0, simulated=SIMULATED)
+    sought = Sought(limit_ms=100.0, simulated=SIMULATED)
     told: list[str] = []
-    answer = search(probe, server.batcher, wanted, clock=probe.clock, ready=ready, progress=told.append)
+    answer = search(probe, server.batcher, sought, clock=probe.clock, ready=ready, progress=told.append)
     assert answer.verdict == "resolved" and probe.loads == len(answer.trials)
     assert not any(text.startswith("profile") for text in told) and told[0].startswith("trial 1: ")
 
 
-def test_a_late_sender_is_named_beside_the_answer() -> None:
-    late = LateSender(SimulatedProbe(sleeping(1), seed=1))
-    wanted = Wanted(limit_ms=100.0, simulated=SIMULATED)
-    answer = search(late, sleeping(1).batcher, wanted, clock=late.probe.clock)
-    assert "the sender was late: p99 8 ms" in answer.reason and "1 requests were never sent" in answer.reason
+# ---------------------------------------------------------------------------- the client's own fault
 
 
 @dataclass(slots=True)
 class LateSender:
-    """Every open-loop request leaves 8 ms late, and the last one never."""
+    """In some open loops, counted from 1, every request leaves 12 ms late, and the last one never."""
 
     probe: SimulatedProbe
+    late_loads: range
+    outstanding: int | None = None
+    opened: int = 0
 
     def closed(self, concurrency: int, seconds: float) -> Observed:
         return self.probe.closed(concurrency, seconds)
 
     def open(self, offsets_ns: Numbers, rate_per_s: float, seconds: float) -> Observed:
         seen = self.probe.open(offsets_ns, rate_per_s, seconds)
-        seen.rows["sent_ns"] += 8_000_000
-        return replace(seen, rows=seen.rows[seen.rows["intended_ns"] < seen.rows["intended_ns"].max()])
+        self.opened += 1
+        if self.opened not in self.late_loads:
+            return seen
+        seen.rows["sent_ns"] += 12_000_000
+        rows = seen.rows[seen.rows["intended_ns"] < seen.rows["intended_ns"].max()]
+        return replace(seen, rows=rows, outstanding=self.outstanding)
+
+
+def searched_late(late: LateSender, *, model_free: bool = False) -> SloRate:
+    sought = Sought(limit_ms=100.0, simulated=SIMULATED, model_free=model_free)
+    return search(late, sleeping(1).batcher, sought, clock=late.probe.clock)
+
+
+@pytest.mark.parametrize("model_free", [False, True])
+def test_trials_that_the_client_is_late_with_resolve_nothing_and_the_reason_is_the_client(model_free: bool) -> None:
+    late = LateSender(SimulatedProbe(sleeping(1), seed=1), range(1, 99))
+    answer = searched_late(late, model_free=model_free)
+    assert (answer.verdict, answer.trials, late.opened) == ("not_resolvable", (), 2)
+    assert answer.reason.startswith("SLO rate not resolvable in 60 s; the client could not keep to the schedule")
+    assert "lag p99 12 ms, 1 never sent" in answer.reason
+    assert answer.seconds_spent < 75.0
+
+
+def test_a_trial_that_the_client_was_late_with_once_is_sent_again_and_left_out() -> None:
+    late = LateSender(SimulatedProbe(sleeping(1), seed=1), range(1, 2))
+    answer = searched_late(late)
+    assert answer.verdict == "resolved" and answer.items_per_s == pytest.approx(354.7, rel=0.02)
+    assert answer.reason == "" and len(answer.trials) == late.opened - 1
+
+
+def test_a_deciding_trial_that_shows_the_client_leaves_what_the_one_before_it_told_unresolved() -> None:
+    late = LateSender(SimulatedProbe(sleeping(1), seed=10), range(2, 99))  # a seed that needs two trials
+    answer = searched_late(late)
+    assert (late.opened, len(answer.trials)) == (3, 1)
+    assert answer.verdict == "not_resolvable" and "the client could not keep" in answer.reason
+    assert answer.ci95 is not None and answer.ci95[1] / answer.ci95[0] < 1.1  # else it would not be resolved anyway
+
+
+def test_a_request_that_waits_for_a_place_in_flight_waits_for_the_server() -> None:
+    late = LateSender(SimulatedProbe(sleeping(1), seed=1), range(1, 99), outstanding=1)
+    answer = searched_late(late)
+    assert answer.trials and "client" not in answer.reason
+
+
+# ---------------------------------------------------------------------------- no more than the user allows
+
+
+@dataclass(slots=True)
+class Capped:
+    """Closed loops come no faster than so many a second, as senders keep a host's cap; open ones are refused beyond."""
+
+    probe: SimulatedProbe
+    most_per_s: float
+    opened: list[tuple[float, int, float]] = field(default_factory=list)
+
+    def closed(self, concurrency: int, seconds: float) -> Observed:
+        free = self.probe.closed(concurrency, seconds)
+        if throughput(free, 1) <= self.most_per_s:
+            return free
+        paced = self.probe.open(arrivals.constant(self.most_per_s, seconds), self.most_per_s, seconds)
+        return replace(paced, offsets_ns=None)
+
+    def open(self, offsets_ns: Numbers, rate_per_s: float, seconds: float) -> Observed:
+        self.opened.append((rate_per_s, offsets_ns.size, seconds))
+        return self.probe.open(offsets_ns, rate_per_s, seconds)
+
+
+def capped(most_per_s: float, *, limit_ms: float | None = 100.0, model_free: bool = False) -> SloRate:
+    loader = Capped(SimulatedProbe(sleeping(1), seed=1), most_per_s)
+    sought = Sought(limit_ms=limit_ms, simulated=SIMULATED, most_per_s=most_per_s, model_free=model_free)
+    answer = search(loader, sleeping(1).batcher, sought, clock=loader.probe.clock)
+    assert loader.opened
+    assert all(rate <= most_per_s and sent <= most_per_s * seconds for rate, sent, seconds in loader.opened)
+    return answer
+
+
+@pytest.mark.parametrize("model_free", [False, True])
+def test_a_cap_that_meets_the_slo_ends_the_search_and_is_named_as_the_users_own(model_free: bool) -> None:
+    answer = capped(200.0, model_free=model_free)
+    assert (answer.verdict, answer.items_per_s, answer.ci95) == ("not_resolvable", 200.0, None)
+    assert answer.capacity_items_per_s is None  # 200/s came of the full batches, too, and are no capacity
+    assert "the 200 requests/s that max_rate_per_s allows this host meet it" in answer.reason
+    assert len(answer.trials) == 1
+
+
+def test_a_cap_between_the_rate_and_the_capacity_resolves_nothing_as_no_capacity_is_known() -> None:
+    answer = capped(365.0)
+    assert (answer.verdict, answer.items_per_s, answer.capacity_items_per_s) == ("not_resolvable", None, None)
+    assert "the 365 requests/s that max_rate_per_s allows this host are too few to show it" in answer.reason
+
+
+def test_a_cap_near_the_rate_is_the_answer_only_as_a_bound() -> None:
+    """Full batches give 386/s, of which 382 may be sent: the model fits, and has 385 for a limit of two seconds."""
+    answer = capped(382.0, limit_ms=2000.0)
+    assert (answer.verdict, answer.items_per_s, answer.ci95) == ("not_resolvable", 382.0, None)
+    assert answer.trials[-1].foreseen_share is not None
+    assert "so the rate is at least that" in answer.reason
+
+
+def test_a_cap_beyond_the_capacity_changes_nothing() -> None:
+    answer = capped(1000.0)
+    assert answer.verdict == "resolved" and answer.items_per_s == pytest.approx(354.7, rel=0.02)
+    assert answer.capacity_items_per_s == pytest.approx(8 / 0.0207, rel=0.02)
+
+
+def test_the_default_slo_under_a_cap_rests_on_what_a_batch_takes_and_not_on_the_cap() -> None:
+    assert capped(150.0, limit_ms=None).slo.limit_ms == 100.0
+
+
+# ---------------------------------------------------------------------------- slow models
+
+
+def sleepy(seconds: float) -> TrueServer:
+    server = sleeping(1)
+    return replace(server, service=Service.of(server.batcher, lambda size: seconds))
+
+
+@pytest.mark.parametrize("limit_ms", [None, 20_000.0])
+def test_a_server_that_takes_seconds_a_batch_is_too_slow_to_resolve_and_does_not_fail(limit_ms: float | None) -> None:
+    answer = found(sleepy(4.0), limit_ms=limit_ms)
+    assert (answer.verdict, answer.items_per_s) == ("not_resolvable", None)
+    assert answer.reason.startswith("SLO rate not resolvable in 60 s: a single request takes 4")
+    assert (answer.slo.limit_ms, answer.slo.percentile) == (20_000.0, 95.0 if limit_ms is None else 99.0)
+
+
+def test_a_profile_for_which_the_time_does_not_suffice_is_not_made_to_its_end() -> None:
+    answer = found(sleepy(4.0), seconds=20.0)
+    assert answer.verdict == "not_resolvable" and answer.seconds_spent < 30.0  # all four loads take 36 s
+
+
+def test_with_more_time_the_loads_of_a_profile_are_longer_and_show_a_slow_servers_capacity() -> None:
+    answer = found(sleepy(1.5), seconds=600.0)
+    assert answer.capacity_items_per_s == pytest.approx(8 / 1.5007, rel=0.05)
+    assert answer.slo.limit_ms == pytest.approx(5 * 1500.7, rel=0.05)
+    assert found(sleepy(1.5)).verdict == "not_resolvable"
+
+
+def test_an_slo_below_what_such_a_server_takes_is_unattainable_all_the_same() -> None:
+    answer = found(sleepy(4.0), limit_ms=100.0)
+    assert answer.verdict == "unattainable" and "alone takes 40" in answer.reason
+
+
+def test_requests_beyond_their_deadline_are_too_slow_and_no_failure() -> None:
+    answer = found(sleeping(1), fault=faulty(0, status=Status.TIMED_OUT, share=1.0), limit_ms=100.0)
+    assert answer.verdict == "not_resolvable" and "a single request takes" in answer.reason

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from benchmarks.slo_coverage import Searched, Studied
+from benchmarks.slo_coverage import Searched, Studied, table
 from benchmarks.truth import (
     capacity,
     coverage,
@@ -237,13 +237,16 @@ def searched(off: float | None, half_width: float | None) -> Searched:
     return Searched(verdict="resolved", given="model", off=off, half_width=half_width, seconds=60.0)
 
 
-def test_an_interval_covers_if_the_truth_lies_in_it_and_one_that_is_not_there_is_left_out() -> None:
+def test_an_interval_covers_if_the_truth_lies_in_it_and_one_that_is_not_there_does_not() -> None:
     def studied(*searches: Searched) -> Studied:
         slo = Slo(limit_ms=100.0)
         return Studied(name="sleeping", slo=slo, judged=True, truth=350.0, searches=searches)
 
     good, bad = searched(0.004, 0.005), searched(-0.006, 0.005)
-    held, _ = coverage.lines(studied(*[good] * 92, *[bad] * 8, searched(None, None)))
-    assert (held.held, held.measured) == (True, "92.0% of 100")
+    none = searched(None, None)
+    held, _ = coverage.lines(studied(*[good] * 92, *[bad] * 5, *[none] * 3))
+    assert (held.held, held.measured) == (True, "92.0%, 3 without an interval")
     assert not coverage.lines(studied(*[good] * 91, *[bad] * 9))[0].held
-    assert [line.held for line in coverage.lines(studied(searched(None, None)))] == [False]
+    assert not coverage.lines(studied(*[good] * 91, *[none] * 9))[0].held
+    assert [line.held for line in coverage.lines(studied(none))] == [False, None]
+    assert not studied(none, none).held and "0.0%" in table([studied(none, none)])

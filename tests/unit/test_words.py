@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 
 import pytest
 
 import tests.unit.finished_runs as made
-from analysis import words
-from brim.records import Check, LoadPoint, Server, Verdict
+from analysis import rates, words
+from brim.records import Check, LoadPoint, Server, ServingConfig, Variant, Verdict
 from experiments.measure import show
+from serve import known
 
 
 @pytest.mark.parametrize(
@@ -119,6 +121,49 @@ def test_the_next_command_follows_from_the_verdict(changes: dict[str, object], n
     assert show.next_step(made.answer(**changes), target).startswith(f"next: {next_command}  (")
 
 
+VARIANT = Variant(model=known.known_server("sleep", {}), config=ServingConfig(name="b8"))
+OPEN = LoadPoint(mode="open", rate_per_s=9.0, arrivals="poisson", outstanding=64)
+
+
+def test_after_an_open_loop_whose_sending_lagged_another_sender_is_proposed_and_not_an_slo() -> None:
+    target = dataclasses.replace(made.TARGET, server=embedded())
+    late = made.answer(
+        verdict=Verdict.UNSTABLE, at=OPEN, reasons=("the client does not keep up: x",), command="brim loadtest m"
+    )
+    assert show.next_step(late, target).startswith("next: brim loadtest m --senders 2  (")
+    slow = made.answer(verdict=Verdict.UNSTABLE, at=OPEN, reasons=("the server does not keep up: x",))
+    assert show.next_step(slow, target).startswith("next: brim loadtest resnet50__b4 --slo-ms auto  (")
+
+
+@pytest.mark.parametrize(
+    ("changes", "command", "then"),
+    [
+        ({"verdict": "resolved"}, "brim loadtest m --slo-ms auto", "brim loadtest m --slo-ms auto --overload"),
+        ({"verdict": "missed"}, "brim loadtest m --rate 9 --seed=3 --slo-ms 50", "brim loadtest m --slo-ms 50"),
+        ({"verdict": "not_resolvable", "seconds_spent": 61.2}, "brim loadtest m --slo-ms 50 --slo-seconds 60",
+         "brim loadtest m --slo-ms 50 --slo-seconds 150"),
+        ({"verdict": "unattainable"}, "brim loadtest m --slo-ms 5", "brim loadtest m --slo-ms auto"),
+    ],
+)  # fmt: skip
+def test_the_next_command_after_a_rate_at_an_slo(changes: dict[str, object], command: str, then: str) -> None:
+    target = dataclasses.replace(made.TARGET, server=embedded(), variant=VARIANT)
+    assert show.after_slo(made.slo_rate(**changes), command, target, overload=False).startswith(f"next: {then}  (")
+
+
+def test_after_an_overload_and_on_a_server_elsewhere_no_overload_is_proposed() -> None:
+    target = dataclasses.replace(made.TARGET, server=embedded(), variant=VARIANT)
+    assert not show.after_slo(made.slo_rate(), "brim loadtest m", target, overload=True)
+    assert not show.after_slo(made.slo_rate(), "brim loadtest u m", made.TARGET, overload=False)
+
+
+def test_what_it_is_not_valid_for_takes_three_lines_of_a_narrow_terminal_at_most() -> None:
+    for told in (
+        show.scope(made.answer(ci_kind="within_run"), dataclasses.replace(made.TARGET, server=embedded())),
+        rates.slo_lines(made.slo_rate(), "image")[-1],
+    ):
+        assert told.startswith("not valid for ") and len(textwrap.wrap(told, 74)) <= 3
+
+
 def test_a_server_that_brim_cannot_restart_is_not_told_to_be() -> None:
     told = show.next_step(made.answer(ci_kind="within_run"), made.TARGET)
     assert "--starts" not in told.removeprefix("next: ") or told.startswith("next: brim report")
@@ -127,8 +172,9 @@ def test_a_server_that_brim_cannot_restart_is_not_told_to_be() -> None:
 def test_what_it_is_not_valid_for_names_shared_cores_only_where_they_are_shared() -> None:
     shared = dataclasses.replace(made.TARGET, server=embedded())
     pinned = dataclasses.replace(made.TARGET, server=dataclasses.replace(embedded(), cpus=(1,)))
-    assert "client and server shared them" in show.scope(made.answer(), shared)
-    assert "shared them" not in show.scope(made.answer(), pinned) + show.scope(made.answer(), made.TARGET)
+    assert "client and server shared them" in " ".join(words.not_valid_for(made.answer(), shared))
+    assert "a server with its cores to itself" in show.scope(made.answer(), shared)
+    assert "cores to itself" not in show.scope(made.answer(), pinned) + show.scope(made.answer(), made.TARGET)
     assert show.opening(made.TARGET, made.MACHINE) == (
         "http://127.0.0.1:8000, Triton 2.51.0, on AMD EPYC, 2 cores, 24 GiB, no GPU"
     )

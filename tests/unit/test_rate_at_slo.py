@@ -1,0 +1,144 @@
+"""The rate at an SLO around its search: which rules its loads are held to, what a host may get, what follows of it."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+import pytest
+
+from analysis.rates import slo_checks
+from benchmarks.simulated_probe import SimulatedProbe, sleeping
+from brim import layout
+from brim.records import Load, LoadPoint, Slo, SloRate, Status, Target, TargetLimit
+from experiments.measure.bench import Bench
+from experiments.measure.rate_at_slo import checks_of, most_per_s
+from experiments.measure.trial import SentLoad
+from experiments.overload.measure import beyond
+from judging.windows import Rows
+from loadtest.plan import read_plan
+from queueing import arrivals
+from tests.unit.test_measure_answer import TARGET
+
+PLAN = read_plan(None)
+POINT = LoadPoint(mode="open", rate_per_s=300.0, arrivals="poisson", outstanding=512)
+
+
+def trial(rows: Rows | None = None) -> SentLoad:
+    """20 s of 300/s at a server of 386/s, all answered well; the same with other rows."""
+    offsets_ns = arrivals.poisson(300.0, 20.0, 1)
+    seen = SimulatedProbe(sleeping(1), seed=1).open(offsets_ns, 300.0, 20.0)
+    end_ns = int(seen.rows["done_ns"].max())
+    last = seen.reads[-1]
+    drained = replace(last, before_ns=end_ns + 1, after_ns=end_ns + 1, inference_count=offsets_ns.size)
+    rows = seen.rows if rows is None else rows
+    load = Load(
+        index=0, generator="locust", purpose="trial", point=POINT, workers=(0,), start_ns=seen.start_ns, end_ns=end_ns,
+        sent=len(rows), ok=len(rows), rejected=0, timed_out=0, failed=0, cancelled=0, items_ok=len(rows),
+        client_cpu_s=1.0, ended="finished",
+    )  # fmt: skip
+    return SentLoad(load=load, rows=rows, reads=(*seen.reads, drained), offsets_ns=offsets_ns)
+
+
+def test_rules_1_and_2_hold_of_trials_that_add_up_and_are_told_in_four_words() -> None:
+    made = checks_of([trial()], PLAN)
+    assert [(check.rule, check.state) for check in made] == [(1, "held"), (2, "held")]
+    assert made[1].value == 0.0
+    assert slo_checks(made) == ["checks: 1 2 held"]
+
+
+def test_a_trial_whose_counts_are_not_the_servers_breaks_rule_1() -> None:
+    every = trial().rows
+    answered = checks_of([trial(), trial(every[:-40])], PLAN)[0]
+    assert answered.state == "broken"
+    assert f"server inferred {len(every)} items, clients {len(every) - 40}" in answered.reason
+    assert slo_checks(checks_of([trial(every[:-40])], PLAN))[-1].startswith("check 1 accounting BROKEN: whole load")
+
+
+def test_answers_that_the_server_never_made_break_rule_1_in_the_windows_of_a_trial() -> None:
+    """As many in the whole load, but at other times: 300 answers of its warm-up are told of what follows."""
+    rows = trial().rows.copy()
+    for name in ("intended_ns", "sent_ns", "done_ns"):
+        rows[name][300:600] += 8_000_000_000
+    broken = checks_of([trial(np.sort(rows, order="done_ns"))], PLAN)[0]
+    assert broken.state == "broken" and broken.reason.startswith("window: server")
+
+
+def test_a_request_that_was_sent_before_it_was_meant_breaks_rule_2() -> None:
+    rows = trial().rows.copy()
+    rows["sent_ns"][7] -= 1
+    made = checks_of([trial(), trial(rows)], PLAN)
+    assert made[1].state == "broken" and "1 requests were sent before they were meant" in slo_checks(made)[-1]
+
+
+def test_where_nothing_was_sent_nothing_is_claimed() -> None:
+    assert slo_checks(checks_of([], PLAN)) == []
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed", "most"),
+    [
+        ("198.51.100.7", {"198.51.100.7": 25.0}, 25.0),
+        ("198.51.100.7", {"198.51.100.7": None}, None),
+        ("198.51.100.7", {"198.51.100.8": 25.0}, None),
+        ("127.0.0.1", {"127.0.0.1": 25.0}, None),  # senders keep no limit to this machine
+    ],
+)
+def test_the_most_that_a_host_may_get_is_the_users_word(
+    host: str, allowed: dict[str, float | None], most: float | None
+) -> None:
+    limits = {name: TargetLimit(host=name, max_rate_per_s=rate) for name, rate in allowed.items()}
+    assert most_per_s(target(host), limits) == most
+
+
+def target(host: str) -> Target:
+    return replace(TARGET, url=f"http://{host}:8000")
+
+
+def test_where_no_more_than_the_rate_may_be_sent_there_is_no_overload_and_that_is_said() -> None:
+    said: list[str] = []
+    host = "198.51.100.7"
+    request = SimpleNamespace(overload=True, allowed={host: TargetLimit(host=host, max_rate_per_s=200.0)})
+    bench = SimpleNamespace(
+        request=request, target=target(host), interrupted=None, lost=None, say=SimpleNamespace(warn=said.append)
+    )
+    found = SloRate(slo=Slo(limit_ms=100.0), items_per_s=200.0, ci95=None, given="data", verdict="not_resolvable")
+    assert beyond(cast(Bench, bench), found) is None  # it asks for no more of a bench than this
+    assert said == ["no overload: max_rate_per_s allows this host 200/s, which meets the SLO"]
+
+
+def test_what_an_overload_stands_on_does_not_know_of_overloads() -> None:
+    """The shell of a measurement calls it; of what it imports itself none imports it back, now or later."""
+    waiting, seen = [layout.CHECKOUT / "experiments" / "overload" / "measure.py"], set[Path]()
+    while waiting:
+        file = waiting.pop()
+        seen.add(file)
+        names = imported(file)
+        below = [
+            layout.CHECKOUT / (name.replace(".", "/") + ".py") for name in names if name.startswith("experiments.")
+        ]
+        if "overload" not in file.parts:
+            assert not [name for name in names if name.startswith("experiments.overload")], file
+        waiting += [one for one in below if one.exists() and one not in seen]
+    assert layout.CHECKOUT / "experiments" / "measure" / "rate_at_slo.py" in seen
+
+
+def imported(file: Path) -> list[str]:
+    """Modules named by any import in the file, those within functions too."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            names += [str(node.module), *(f"{node.module}.{one.name}" for one in node.names)]
+        elif isinstance(node, ast.Import):
+            names += [one.name for one in node.names]
+    return names
+
+
+def test_status_of_a_trial_counts_what_the_server_may_have_inferred_unseen() -> None:
+    rows = trial().rows.copy()
+    rows["status"][:5] = Status.TIMED_OUT
+    assert checks_of([trial(rows)], PLAN)[0].state == "held"
