@@ -14,6 +14,7 @@ import numpy.typing as npt
 from brim.records import Load, Slo, StatsRead, Status
 from judging.backlog import open_steady
 from judging.edges import Nanoseconds
+from judging.tolerances import FAILING
 from judging.windows import Rows
 
 #: A silence of so many median latencies, with at least this share of the requests due in it, is told as a stall:
@@ -97,6 +98,8 @@ def observe(
     rows = rows[rows["status"] != Status.CANCELLED]
     if not rows.size:
         return None
+    if load.ended != "finished" and offsets_ns is not None:  # what was to come later was never due
+        offsets_ns = offsets_ns[: np.searchsorted(offsets_ns, load.end_ns - load.start_ns, side="right")]
     due_s = (rows["intended_ns"] - load.start_ns) / 1e9
     last_s = float(due_s.max() if offsets_ns is None or not offsets_ns.size else offsets_ns[-1] / 1e9)
     seconds = last_s or float(rows["done_ns"][-1] - load.start_ns) / 1e9  # all due at once: until the last answer
@@ -111,6 +114,7 @@ def observe(
     steady = open_steady(
         rows, reads, start_ns=first_ns, end_ns=max(last_ns, first_ns + 1), slots=load.point.slots, unsent=load.unsent
     )
+    badly = _badly(load)
     threshold = limit_ms if limit_ms is not None else _percentile(intended_ms, _LATE)
     return OpenLoop(
         load=load,
@@ -124,8 +128,8 @@ def observe(
         lag_p99_ms=float(lag_p99),
         lag_most_ms=float(lag_ms.max()),
         stall=_stall(load, rows, intended_ms, due),
-        keeps_up=not steady.unstable,
-        reasons=steady.reasons,
+        keeps_up=not steady.unstable and not badly,
+        reasons=(*badly, *steady.reasons),
         over_share=None if limit_ms is None else _over(rows, limit_ms, due),
         limit_ms=limit_ms,
         slices=_slices(due_s[timed], intended_ms, sent_ms, seconds),
@@ -133,6 +137,14 @@ def observe(
         late_over_ms=threshold,
         lost=_lost(due_s[rows["status"] != Status.OK]),
     )
+
+
+def _badly(load: Load) -> tuple[str, ...]:
+    """Why nobody keeps up with the load, however short its queue was."""
+    ends = [] if load.ended == "finished" else [f"the load ended early: {load.ended.replace('_', ' ')}"]
+    lost = load.rejected + load.timed_out + load.failed
+    share = lost / max(1, load.ok + lost)
+    return (*ends, *([f"{share:.1%} of the requests were not answered well"] if share > FAILING else []))
 
 
 def percentiles(ms: Floats) -> Percentiles | None:

@@ -197,9 +197,10 @@ def rates(seen: OpenLoop, item: str) -> str:
 
 def unsent(seen: OpenLoop) -> str:
     """`all 9,000 sent`, or how many were not."""
-    if not seen.load.unsent:
+    left = seen.due - seen.load.sent
+    if left <= 0:
         return f"all {seen.due:,} were sent"
-    return f"{seen.load.unsent:,} of {seen.due:,} never sent: they are over any limit, and in no percentile"
+    return f"{left:,} of {seen.due:,} never sent: they are over any limit, and in no percentile"
 
 
 def over(seen: OpenLoop) -> str:

@@ -117,7 +117,7 @@ def open_loop(
     by order of execution, taken instead of both; they repeat too. `items` are those of each request, else 1.
     """
     arrivals_s = _floats(arrivals_s)
-    ordered = bool((np.diff(arrivals_s) >= 0).all() and np.isfinite(arrivals_s[-1:]).all())
+    ordered = bool((arrivals_s[1:] >= arrivals_s[:-1]).all() and np.isfinite(arrivals_s[-1:]).all())
     _require(ordered, "arrivals are not sorted, or no numbers")
     carried = NO_ITEMS if items is None else _carried(items, arrivals_s.size, batcher)
     if service_s is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
-from brim import layout
+from brim import cli, layout
 from brim.records import Server
 from brim.say import Say
+from experiments.measure import ledger, send
+from loadtest import plan
 from serve import embedded
 from serve.variants import build, plan_variants
 
@@ -55,8 +59,41 @@ class Bench:
             self.command(*words), capture_output=True, text=True, cwd=layout.CHECKOUT, timeout=240, **options
         )
 
+    def here(self, *words: str, capfd: pytest.CaptureFixture[str]) -> Heard:
+        """`brim loadtest` in this process, which imports its rooms once and not for each command."""
+        given = [] if "--loads" in words else ["--loads", str(self.loads)]
+        return heard(self.out, *words, *given, capfd=capfd)
+
     def runs(self) -> list[Path]:
         return sorted(layout.runs(self.out).glob("*"), key=lambda p: p.stat().st_mtime_ns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heard:
+    """How a command ended, and what it said."""
+
+    code: int
+    answers: str  # stdout
+    errors: list[str]  # stderr, line by line
+
+
+def heard(out: Path, *words: str, capfd: pytest.CaptureFixture[str], lock: str = "measuring.lock") -> Heard:
+    """`brim loadtest` in this process, with FRONT_DOOR's changes; signals are heard as before afterwards."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    capfd.readouterr()
+    with pytest.MonkeyPatch.context() as changed, pytest.raises(SystemExit) as ended:
+        changed.setattr(ledger, "machine_lock", lambda: out / lock)
+        for name in ("FIGURE", "SEARCH"):
+            changed.setattr(send, name, plan.Length(bins=BINS, slack=1.5, longer_s=1.0))
+        try:
+            cli.main(["loadtest", *words, "--out", str(out)])
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    said = capfd.readouterr()
+    assert "Traceback" not in said.err, said.err
+    assert isinstance(ended.value.code, int)
+    return Heard(code=ended.value.code, answers=said.out, errors=said.err.splitlines())
 
 
 def start(folder: Path, *models: str) -> Bench:

@@ -231,9 +231,9 @@ def _cores(evidence: Evidence) -> float | None:
 
 
 def _point(evidence: Evidence, found: Found) -> LoadPoint:
-    figures = evidence.of("figure")
-    if figures:
-        return figures[-1].load.point
+    sent = evidence.of("figure") or evidence.of("search", "one_more_sender")[-1:]  # without a figure: where it ended
+    if sent:
+        return sent[-1].load.point
     return LoadPoint(
         concurrency=found.concurrency,
         items_per_request=evidence.items_per_request,

@@ -42,7 +42,7 @@ def rate_at_slo(bench: Bench, peak: Saturation | None) -> SloRate | None:
     asked, open_loop = bench.request.slo, bench.request.open_loop
     if asked is None or bench.interrupted or bench.lost:
         return None
-    if peak is not None and peak.verdict == "failing":
+    if peak is not None and peak.verdict == "failing" and open_loop is None:
         bench.say.warn("no rate at the SLO: the peak's requests failed; --slo-only looks for it all the same")
         return None
     found = kept(bench, asked, open_loop) if open_loop is not None else _searched(bench, asked)

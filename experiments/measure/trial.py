@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from brim.errors import Lost, NoResource, WorkerLost
+from brim.errors import Lost, NoResource, NotReady, WorkerLost
 from brim.offspring import undisturbed
 from brim.records import Load, LoadPoint, Purpose, StatsRead
 from experiments.measure import alone, targets
@@ -59,15 +59,19 @@ def _sent(bench: Bench, spec: LoadSpec, purpose: Purpose) -> SentLoad:
     """Send it and take it down; Lost (or what the signal was) once it is booked, if the server did not last."""
     what = f"{bench.target.model}: {purpose}, {_words(spec.point)}"
     bench.say.progress(f"[{len(bench.loads) + 1}] {what} for {spec.seconds:.0f} s")
-    bench.payloads.ensure_registered()
 
     def progress(elapsed_s: float, wanted_s: float) -> None:
         bench.progress.stepping(what, wanted_s, 0)
 
-    loaded = run_load(
-        bench.own, spec, bench.request.plan, bench.reader, index=len(bench.loads), purpose=purpose, length=None,
-        suffices=None, progress=progress,
-    )  # fmt: skip
+    try:
+        bench.payloads.ensure_registered()
+        loaded = run_load(
+            bench.own, spec, bench.request.plan, bench.reader, index=len(bench.loads), purpose=purpose, length=None,
+            suffices=None, progress=progress,
+        )  # fmt: skip
+    except NotReady as gone:  # since the load before
+        bench.lost = targets.lost_reason(bench.target, bench.control) or str(gone)
+        raise Lost(bench.lost) from None
     with undisturbed():
         sent = _booked(bench, spec, loaded)
     _raise_what_ended(bench, loaded, sent)

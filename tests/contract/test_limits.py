@@ -52,7 +52,7 @@ SECONDS, WARM_UP_S = 1.9, 0.5
 #: What share of a side's cores others may take, for a limit that fills them to be seen; and how many loads of a test
 #: may be sent again because they took more, and how many more may be so before it gives up.
 OTHERS, SPARE, MOST_DISTURBED = 0.1, 3, 2
-#: Senders are added while one more gains; DESIGN's experiment.
+#: Senders are added while one more gains.
 MOST_SENDERS, ROUNDS = 3, 3
 #: A slowed sender runs for the first part of each turn and is stopped for the rest.
 RUNS_S, TURN_S = 0.04, 0.2

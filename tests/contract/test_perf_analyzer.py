@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import signal
 import statistics
@@ -121,8 +122,11 @@ def test_in_an_open_loop_it_keeps_to_its_rate_whatever_the_server_does(
     assert (result.ended, result.reason) == ("finished", "")
     rows = read_rows(tmp_path)
     gaps_s = np.diff(np.sort(rows["sent_ns"])) / 1e9
-    assert 1 / gaps_s.mean() == pytest.approx(rate, rel=0.02 if arrivals == "constant" else 0.1)
-    assert gaps_s.std() * rate == pytest.approx({"constant": 0.0, "poisson": 1.0}[arrivals], abs=0.25)
+    assert 1 / gaps_s.mean() == pytest.approx(rate, rel=0.05 if arrivals == "constant" else 0.2)  # 600 gaps
+    # The spread of the quartiles shows the law, and unlike the variance not that others took its core: 0 for equal
+    # gaps, ln 3 of the mean for exponential ones.
+    low, high = np.percentile(gaps_s, (25, 75)) * rate
+    assert high - low == pytest.approx({"constant": 0.0, "poisson": math.log(3)}[arrivals], abs=0.3)
     log = [e for e in executions.read_executions(served.folder, served.variant) if e[0] > result.start_ns]
     assert sum(items for _, _, items in log) == result.ok
     reported = csv_rate(csv_file(tmp_path / "load").read_text(), point)

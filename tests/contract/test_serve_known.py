@@ -45,7 +45,7 @@ MODELS = [
 ]
 #: What the operating system may take to wake a process up; on busy cores, one batch of several waits longer.
 LATE_MS = 2.0
-LATE_ON_BUSY_CORES_MS = 10.0
+LATE_ON_BUSY_CORES_MS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,8 @@ def test_an_instance_of_contended_is_slowed_by_the_other_for_as_long_as_that_is_
     assert median(alone) <= WORK_MS + LATE_MS
 
     together = [overlapping(served, later_ms) for later_ms in (0, WORK_MS / 2) * 3]
-    assert together[0][0] < WORK_MS / 4 < together[1][0]
+    offsets_ms = [offset_ms for offset_ms, _ in together]
+    assert min(offsets_ms) < WORK_MS / 4 < max(offsets_ms), "both at once, and one after the other"
     assert all(-LATE_MS <= late_ms <= LATE_ON_BUSY_CORES_MS for _, late_ms in together)
     assert median(late_ms for _, late_ms in together) <= LATE_MS
     assert all(len(each) > 2 for each in executions_by_instance(served.folder, "contended__pair").values())

@@ -257,6 +257,13 @@ def test_every_load_is_kept_as_a_probe_with_what_it_is_worth() -> None:
     assert {p.verdict for p in result.probes} == {"steady"}
     failing = told(gathered(plan(), busy_server, rejecting))
     assert {p.verdict for p in failing.probes} == {"failing"}
+
+
+def test_a_search_that_ends_without_a_figure_names_the_load_that_ended_it() -> None:
+    """And not the top of the ladder that it never climbed."""
+    result = told(gathered(plan(), busy_server, lambda load: replace(rejecting(load), windows=())))
+    assert {probe.purpose for probe in result.probes} == {"search"}
+    assert result.items_per_s is None and result.at == result.probes[-1].at
     gone = told(EVIDENCE[Verdict.SERVER_LOST]())
     assert [(p.verdict, p.items_per_s) for p in gone.probes] == [("server_lost", None)]
 

@@ -123,6 +123,26 @@ def test_a_server_that_falls_behind_is_told_to() -> None:
     assert "does not keep up" in rates.open_lines(found, "image")[0]
 
 
+def test_of_a_load_that_its_server_ended_only_what_came_before_was_due_and_nothing_kept_up() -> None:
+    """Half of its arrivals; the last ten of them found no server any more."""
+    half = made.REQUESTS // 2
+    whole = made.open_load()
+    load = made.open_load(
+        ended="server_lost", end_ns=whole.start_ns + int(made.arrivals()[half - 1]), sent=half - 10, ok=half - 10
+    )
+    found = seen(load, made.open_rows(load.start_ns, stall_ns=0)[: half - 10])
+    assert (found.due, found.keeps_up) == (half, False)
+    assert found.offered == pytest.approx(100, rel=0.01)
+    told = rates.open_lines(found, "image")
+    assert "the load ended early: server lost" in told[0] and f"10 of {half:,} never sent" in " ".join(told)
+
+
+def test_a_server_that_refuses_what_it_does_not_do_keeps_up_with_nothing() -> None:
+    load = made.open_load(ok=made.REQUESTS // 2, rejected=made.REQUESTS - made.REQUESTS // 2)
+    found = seen(load, made.open_rows(load.start_ns, stall_ns=0))
+    assert not found.keeps_up and found.reasons == ("50.0% of the requests were not answered well",)
+
+
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_a_load_of_few_requests_has_its_figures_all_the_same(count: int, tmp_path: Path) -> None:
     load = made.open_load(sent=count, ok=count, items_ok=count)
