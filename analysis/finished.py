@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from analysis import probes, requests
-from analysis.open_loop import OpenLoop, observe
+from analysis.open_loop import ObservedLoop, observe
 from analysis.words import clean
 from brim import disk, layout
 from brim.errors import InvalidRecord, UsageError, did_you_mean
@@ -39,7 +39,7 @@ class Finished:
     cut_off: int = 0  # half-written last lines that were left out
     slo: SloRate | None = None
     overload: Overload | None = None
-    open_loops: tuple[OpenLoop, ...] = ()  # of the loads that were asked for as such, where their requests are kept
+    open_loops: tuple[ObservedLoop, ...] = ()  # of the loads that were asked for as such, where their requests are kept
 
     @property
     def answered(self) -> bool:
@@ -130,7 +130,7 @@ def asked_open(load: Load) -> bool:
     return load.point.mode == "open" and load.purpose == "figure"
 
 
-def _open_loops(folder: Path, loads: Sequence[Load], slo: SloRate | None) -> Iterator[OpenLoop]:
+def _open_loops(folder: Path, loads: Sequence[Load], slo: SloRate | None) -> Iterator[ObservedLoop]:
     for load in filter(asked_open, loads):
         rows = requests.read(folder, load.workers)
         offsets_ns, reads = requests.schedule(folder, load.schedule), requests.reads(folder, load.schedule)

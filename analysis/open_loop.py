@@ -63,7 +63,7 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpenLoop:
+class ObservedLoop:
     """One open-loop load, summed up; rates in items a second."""
 
     load: Load
@@ -93,7 +93,7 @@ def observe(
     offsets_ns: Nanoseconds | None,
     slo: Slo | None = None,
     reads: Sequence[StatsRead] = (),
-) -> OpenLoop | None:
+) -> ObservedLoop | None:
     """What came of the load; `rows` are by completion, `reads` of the statistics. None where there are no rows."""
     rows = rows[rows["status"] != Status.CANCELLED]
     if not rows.size:
@@ -116,7 +116,7 @@ def observe(
     )
     badly = _badly(load)
     threshold = limit_ms if limit_ms is not None else _percentile(intended_ms, _LATE)
-    return OpenLoop(
+    return ObservedLoop(
         load=load,
         due=due,
         seconds=seconds,

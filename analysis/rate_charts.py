@@ -12,7 +12,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from analysis.drawing import CEILING, GRID, INK, MOST_MARKS, OTHER, OWN, POINT, canvas, svg
-from analysis.open_loop import OpenLoop
+from analysis.open_loop import ObservedLoop
 from analysis.words import clean, number
 from brim.records import Overload, OverloadPoint, SloRate, SloTrial
 
@@ -22,7 +22,7 @@ _POLICIES = ((OWN, "-", "o"), (OTHER, "--", "s"), (CEILING, "-.", "D"), (POINT, 
 _NONE_AT = 0.02
 
 
-def latency_over_time(seen: OpenLoop) -> Markup:
+def latency_over_time(seen: ObservedLoop) -> Markup:
     """Median and slowest request by the instant that it was due, with those that were late and those that were lost."""
     told = seen.slices
     if not told:

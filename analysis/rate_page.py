@@ -6,7 +6,7 @@ from typing import Any
 
 from analysis import rate_charts, rates
 from analysis.finished import Finished, asked_open
-from analysis.open_loop import OpenLoop
+from analysis.open_loop import ObservedLoop
 from analysis.probes import APART
 from analysis.words import brief, clean, known, number, plural
 from brim.records import Overload, SloRate
@@ -33,7 +33,7 @@ def apart(one: Finished) -> str:
     return f"{', '.join(told)} {'load' if sum(counts.values()) == 1 else 'loads'}" if told else ""
 
 
-def _open_loop(seen: OpenLoop, item: str) -> dict[str, Any]:
+def _open_loop(seen: ObservedLoop, item: str) -> dict[str, Any]:
     both = list(zip(_percentiles(seen.from_intended), _percentiles(seen.from_sent), strict=True))
     return {
         "at": brief(seen.load.point),

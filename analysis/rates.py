@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from analysis.open_loop import OpenLoop, Percentiles
+from analysis.open_loop import ObservedLoop, Percentiles
 from analysis.words import clean, number, plural, scope
 from brim.records import Check, Overheads, Overload, OverloadPoint, Recovery, Slo, SloRate
 
@@ -177,7 +177,7 @@ def config_lines(found: Overload) -> tuple[str, str]:
 # ---------------------------------------------------------------------------- an open loop
 
 
-def open_lines(seen: OpenLoop, item: str) -> list[str]:
+def open_lines(seen: ObservedLoop, item: str) -> list[str]:
     """Offered against answered, latency from both instants, and why they differ or do not."""
     return [
         f"offered {rates(seen, item)}",
@@ -188,14 +188,14 @@ def open_lines(seen: OpenLoop, item: str) -> list[str]:
     ]
 
 
-def rates(seen: OpenLoop, item: str) -> str:
+def rates(seen: ObservedLoop, item: str) -> str:
     """`300 images/s (poisson), answered 299 images/s: the server keeps up`."""
     law = clean(str(seen.load.point.arrivals), 20)
     verdict = "the server keeps up" if seen.keeps_up else "; ".join(clean(reason) for reason in seen.reasons)
     return f"{number(seen.offered)} {_unit(item)} ({law}), answered {number(seen.answered)} {_unit(item)}: {verdict}"
 
 
-def unsent(seen: OpenLoop) -> str:
+def unsent(seen: ObservedLoop) -> str:
     """`all 9,000 sent`, or how many were not."""
     left = seen.due - seen.load.sent
     if left <= 0:
@@ -203,7 +203,7 @@ def unsent(seen: OpenLoop) -> str:
     return f"{left:,} of {seen.due:,} never sent: they are over any limit, and in no percentile"
 
 
-def over(seen: OpenLoop) -> str:
+def over(seen: ObservedLoop) -> str:
     """`0.8% of the whole load took longer than 50 ms or was not answered well`."""
     return (
         f"{share(seen.over_share)} of the whole load, its first requests included, took longer than "
@@ -211,7 +211,7 @@ def over(seen: OpenLoop) -> str:
     )
 
 
-def why(seen: OpenLoop) -> list[str]:
+def why(seen: ObservedLoop) -> list[str]:
     """Why the two latencies differ or do not, and what a closed loop would not have shown, in the run's own numbers."""
     intended, sent = seen.from_intended, seen.from_sent
     if intended is None or sent is None:
@@ -234,7 +234,7 @@ def _tails(intended: Percentiles, sent: Percentiles) -> list[tuple[str, float, f
     ]  # fmt: skip
 
 
-def _stall(seen: OpenLoop) -> str:
+def _stall(seen: ObservedLoop) -> str:
     """The run's longest silence, and how little of it a closed loop would have counted."""
     stall, median_ms = seen.stall, seen.from_intended.p50 if seen.from_intended else 0.0
     assert stall is not None
@@ -254,7 +254,7 @@ def _top(part: float) -> str:
     return f"p{100 * (1 - part):.3g}"
 
 
-def _latencies(seen: OpenLoop) -> list[str]:
+def _latencies(seen: ObservedLoop) -> list[str]:
     rows = (("from intended", seen.from_intended), ("from sent", seen.from_sent))
     return [
         f"latency {name}: mean {number(p.mean)}, p50 {number(p.p50)}, p90 {number(p.p90)}, p95 {number(p.p95)}, "

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -108,7 +109,7 @@ def keep(out: Path, name: str, figures: Any) -> Path:
 
 
 def outcome(main: Callable[[Sequence[str]], int]) -> int:
-    """The exit code of a benchmark run from the command line; what Brim refuses is told in one line.
+    """The exit code of a benchmark run from the command line; a refusal or a command that failed is told in one line.
 
     A signal ends it like Ctrl-C, so that its server is stopped and its folder goes.
     """
@@ -117,6 +118,6 @@ def outcome(main: Callable[[Sequence[str]], int]) -> int:
         return main(sys.argv[1:])
     except KeyboardInterrupt:
         return 130
-    except BrimError as error:
+    except (BrimError, subprocess.SubprocessError) as error:
         print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
-        return error.exit_code
+        return error.exit_code if isinstance(error, BrimError) else Lost.exit_code

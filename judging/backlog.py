@@ -26,6 +26,9 @@ from judging.tolerances import (
 )
 from judging.windows import Rows
 
+#: How a reason begins that is none of the server's.
+CLIENT_LATE = "the client does not keep up"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Growth:
@@ -95,7 +98,7 @@ def _client_late(
     lag_p99_ns = float(np.percentile(lag_ns, 99, method="inverted_cdf")) if lag_ns.size else 0.0
     if lag_p99_ns < UNSENT_SHARE * (end_ns - start_ns) or _grown(sent_ns, done_ns, start_ns, from_ns, end_ns):
         return ""
-    told = f"the client does not keep up: it sent {lag_p99_ns / 1e6:,.0f} ms late (p99)"
+    told = f"{CLIENT_LATE}: it sent {lag_p99_ns / 1e6:,.0f} ms late (p99)"
     advice = "add --senders, or lower the rate"
     at_ns = sent_ns[(sent_ns >= from_ns) & (sent_ns - rows["intended_ns"] >= lag_p99_ns / 2)]  # of the late ones
     taken = np.searchsorted(np.sort(sent_ns), at_ns, "right") - np.searchsorted(np.sort(done_ns), at_ns, "right")

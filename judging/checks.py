@@ -5,11 +5,11 @@ Reads windows and findings, writes nothing. The numbers are those of docs/archit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Literal
 
-from brim.records import Calibration, Check, CrossCheck, LoadPoint, ServerDelta, Window
+from brim.records import Calibration, Check, CrossCheck, Environment, LoadPoint, ServerDelta, Window
 from judging.accounting import Finding
 from judging.evidence import SenderExperiment
 from judging.tolerances import AGREE_WINDOWS, CEILING, PLATEAU
@@ -26,6 +26,8 @@ NAMES = {
     7: "outputs",
     8: "calibrated",
 }
+#: How `brim calibrate` sends: protocol, transport, sender.
+CALIBRATED = ("http", "wire", "locust_http")
 
 
 def accounting(findings: Iterable[Finding | None]) -> Check:
@@ -149,12 +151,18 @@ def outputs(
     return _check(7, max_relative_error <= bound, value=max_relative_error, bound=bound, reason=reason)
 
 
-def calibrated(made: Calibration | None, machine: Mapping[str, str]) -> Check:
-    """Rule 8: known servers were measured right on this machine; the value is the largest error."""
+def calibrated(made: Calibration | None, here: Environment, point: LoadPoint) -> Check:
+    """Rule 8: known servers were measured right here by what sent this load, too; the value is the largest error."""
+    if (point.protocol, point.transport, point.sender) != CALIBRATED:
+        way = f"{point.protocol}, {point.transport.replace('_', ' ')}, {point.sender}"
+        return not_applicable(8, f"`brim calibrate` sends over HTTP with Brim's own sender; this load went by {way}")
     if made is None:
         return not_applicable(8, "not calibrated yet: `brim calibrate` takes about two minutes")
-    if made.environment.machine != machine:
+    if made.environment.machine != here.machine:
         return not_applicable(8, "calibrated on another machine: run `brim calibrate` on this one")
+    for name, then in made.environment.software.items():
+        if (now := here.software.get(name, then)) != then:
+            return not_applicable(8, f"calibrated with {name} {then}, and this is {now}: run `brim calibrate` again")
     wrong = [row for row in made.rows if not row.holds]
     worst = max((abs(row.error_fraction) for row in made.rows if row.error_fraction is not None), default=None)
     servers = len({row.server for row in made.rows})

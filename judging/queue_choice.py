@@ -41,7 +41,7 @@ def choose(
 ) -> Recommended:
     """Of the policies by name (the first is as served) the one with the most goodput beyond the rate (items/s).
 
-    It may cost 1% of the goodput up to the rate, and must gain 3% on those before it. Where only the server as it is
+    It may cost 1% of the goodput up to the rate, and must gain 3% beyond it on the server as it is. Where only that one
     could be measured, the simulator decides.
     """
     offered = [one for one in _common(points, policies) if one > 0]
@@ -51,10 +51,9 @@ def choose(
     found = {name: _goodput(points, name, offered, rate) for name in policies}
     as_served = next(iter(policies))
     fair = [n for n in policies if found[n].up_to_rate >= (1 - LIMITS_MAY_COST) * found[as_served].up_to_rate]
-    best = as_served
-    for name in fair:
-        if found[name].beyond > (1 + LIMITS_GAIN) * found[best].beyond:
-            best = name
+    best = max(fair, key=lambda name: found[name].beyond)
+    if found[best].beyond <= (1 + LIMITS_GAIN) * found[as_served].beyond:
+        best = as_served
     return Recommended(
         limits=policies[best], why="; ".join([proposal.why, *_measured(proposal, found, policies, offered, best, fair)])
     )

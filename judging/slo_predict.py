@@ -24,14 +24,17 @@ Numbers: TypeAlias = npt.NDArray[np.int64]
 #: interval includes. Ten times more arrivals would take longer than they gain.
 REQUESTS = 1_000_000
 RUNS = 4
-#: Rates are looked for between these shares of the capacity.
-LEAST_SHARE, MOST_SHARE = 0.01, 1.02
+#: Rates are looked for between these shares of the capacity: at it and above there is no steady state, and what a
+#: simulation shows is its own length.
+LEAST_SHARE, MOST_SHARE = 0.01, 0.995
 COARSE_STEPS = 14  # halvings of that range: 0.03%
-FINE_STEP = 0.015  # to either side of the coarse answer
+FINE_STEP = 0.015  # to either side of the coarse answer, or half of what is left up to the capacity
 STRETCHES = 5  # of a run, for the error of the mean
 LEAST_KAPPA = 1e-3
 #: Candidates for each segment of a schedule.
 CANDIDATES = 48
+#: They are simulated behind so many relaxation times of what was chosen before: nothing earlier is in the queue.
+MEMORY_RELAXES = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,11 @@ class Foreseen:
     items_per_s: float
     kappa: float  # d ln(over share) / d ln(rate) there
     error: float  # standard error of ln(items_per_s), of the simulation
+
+
+def met_up_to_capacity(model: Model, slo: Slo, seed: int, *, requests: int = REQUESTS) -> bool:
+    """Whether the limit is so wide that the queue alone, which has no end beyond the capacity, sets the rate."""
+    return bool(_over(model, slo, MOST_SHARE * model.capacity, requests, seed).mean() <= slo.over_allowed)
 
 
 def foresee(model: Model, slo: Slo, seed: int, *, requests: int = REQUESTS) -> Foreseen | None:
@@ -59,10 +67,12 @@ def foresee(model: Model, slo: Slo, seed: int, *, requests: int = REQUESTS) -> F
         else:
             low = middle
     floor = 1.0 / (RUNS * requests)
-    below, above = (_batch_means(model, slo, math.exp(low + step), requests, seed) for step in (-FINE_STEP, FINE_STEP))
+    fine = min(FINE_STEP, (math.log(model.capacity) - low) / 2)
+    below, above = (_batch_means(model, slo, math.exp(low + step), requests, seed) for step in (-fine, fine))
     ln_below, ln_above = (math.log(max(floor, float(over.mean()))) for over in (below, above))
-    kappa = max(LEAST_KAPPA, (ln_above - ln_below) / (2 * FINE_STEP))
-    found = low - FINE_STEP + (math.log(slo.over_allowed) - ln_below) / kappa
+    kappa = max(LEAST_KAPPA, (ln_above - ln_below) / (2 * fine))
+    found = low - fine + (math.log(slo.over_allowed) - ln_below) / kappa
+    found = min(found, math.log(MOST_SHARE * model.capacity))
     relative = float(above.std(ddof=1)) / math.sqrt(above.size) / max(floor, float(above.mean()))
     return Foreseen(items_per_s=math.exp(found), kappa=kappa, error=relative / kappa)
 
@@ -96,13 +106,15 @@ def typical_schedule(
     holds few bursts, and an unlucky draw has none. It favours no outcome, for what the server makes of them is open.
     """
     lengths = [warm_s, *[(seconds - warm_s) / segments] * segments]
+    memory_s = MEMORY_RELAXES * pace * relax_s(rate * pace, model.capacity)
     begun = 0.0
     chosen = np.empty(0)
     for number, length in enumerate(lengths):
         seeds = np.random.SeedSequence((seed, number)).generate_state(CANDIDATES if number else 1)
-        drawn = [np.concatenate((chosen, begun + _poisson(rate, length, int(s)))) for s in seeds]
-        scores = [_untypical(model, slo, offsets / pace, chosen.size) for offsets in drawn]
-        chosen = drawn[min(range(len(drawn)), key=scores.__getitem__)]
+        drawn = [begun + _poisson(rate, length, int(s)) for s in seeds]
+        before = chosen[np.searchsorted(chosen, begun - memory_s) :]
+        scores = [_untypical(model, slo, np.concatenate((before, more)) / pace, before.size) for more in drawn]
+        chosen = np.concatenate((chosen, drawn[min(range(len(drawn)), key=scores.__getitem__)]))
         begun += length
     offsets_ns: Numbers = np.rint(chosen * 1e9).astype(np.int64)
     return offsets_ns

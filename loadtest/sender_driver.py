@@ -24,7 +24,7 @@ from brim.records import Status
 from judging.rows import decode
 from loadtest.driver import LoadResult, LoadSpec, RunningLoad, counts_of
 from loadtest.senders.answers import clean
-from loadtest.senders.job import pace_ns
+from loadtest.senders.job import most_per_s
 from loadtest.senders.tally import result_file, row_file
 
 READY_WITHIN_S = 90.0  # importing Locust takes a second or two, on a busy machine many
@@ -203,10 +203,10 @@ def _require_ours(spec: LoadSpec) -> None:
 
 
 def _require_allowed(spec: LoadSpec, rate_per_s: float) -> None:
-    """UsageError if the schedule is faster than its host may be loaded: what is due cannot be slowed down."""
+    """UsageError if the schedule as a whole is faster than its host may be loaded: the senders would never keep up."""
     endpoint = guard.parse_url(spec.url)
-    if rate_per_s * pace_ns(endpoint, spec.allowed, senders=1) > 1e9:
-        most = spec.allowed[endpoint.host].max_rate_per_s
+    most = most_per_s(endpoint, spec.allowed, senders=1)
+    if 0 < most < rate_per_s:
         raise UsageError(
             f"{rate_per_s:g} requests/s are more than the {most:g}/s that {endpoint.host} may get; lower the rate, "
             "or raise max_rate_per_s in the project file if the host is yours to load"

@@ -114,7 +114,8 @@ def _check(rate_per_s: float, seconds: float) -> None:
 
 def _read_npy(file: Path) -> NDArray[np.float64] | Offsets:
     try:
-        stamps: NDArray[np.float64] | Offsets = np.load(file, allow_pickle=False)
+        with file.open("rb") as stream:  # numpy.load would take archives, too
+            stamps = np.lib.format.read_array(stream, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UsageError(f"trace {file} cannot be read: {error}") from error
     if stamps.ndim != 1 or stamps.dtype.kind not in "iuf":

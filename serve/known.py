@@ -62,7 +62,7 @@ def fitted(config: ServingConfig, server: KnownServer) -> ServingConfig:
     if server.kind == "exponential" and config.max_batch != 1:
         raise UsageError(
             f"exponential serves one item at a time, and config {config.name} has max_batch {config.max_batch}; "
-            "use --config b1"
+            "it must be 1"
         )
     return _bounded(config, int(server.parameters["queue"])) if server.kind == "reject" else config
 

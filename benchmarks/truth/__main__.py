@@ -7,6 +7,7 @@ with a line for each bound. Exit code 1 if one was missed or a part did not come
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -58,7 +59,7 @@ def measure(parts: Sequence[str], out: Path, *, share: float, again: bool) -> di
         book = Book(part, out, share=share)
         try:
             PARTS[part](book)
-        except BrimError as error:  # the other parts do not need this one, or say so
+        except (BrimError, subprocess.SubprocessError) as error:  # the other parts do not need this one, or say so
             failed[part] = str(error)
             print(f"  {error}", file=sys.stderr, flush=True)
             continue

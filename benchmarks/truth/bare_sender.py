@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brim import disk, guard, layout
+from brim.errors import Lost
 from brim.offspring import die_with
 from loadtest import prepared
 from loadtest.driver import LoadSpec
@@ -83,9 +84,12 @@ async def send(spec: LoadSpec) -> npt.NDArray[np.int64]:
 
 
 def lag_ms(spec: LoadSpec, spec_file: Path, *, limit_s: float) -> npt.NDArray[np.float64]:
-    """Send the load in a process of its own: how late each request was."""
+    """Send the load in a process of its own: how late each request was; Lost if it does not come to its end."""
     command = [sys.executable, "-m", "benchmarks.truth.bare_sender", str(spec_file), str(os.getpid())]
-    subprocess.run(command, cwd=layout.CHECKOUT, check=True, timeout=limit_s)
+    try:
+        subprocess.run(command, cwd=layout.CHECKOUT, check=True, timeout=limit_s)
+    except subprocess.SubprocessError as error:
+        raise Lost(f"the bare sender came to nothing: {error}") from None
     sent_ns = np.load(Path(spec.folder) / SENT, allow_pickle=False)
     late: npt.NDArray[np.float64] = (sent_ns[:, 1] - sent_ns[:, 0]) / 1e6
     return late

@@ -164,9 +164,13 @@ def brim_loadtest(on: Served, *asked: str) -> Path:
     runs = layout.runs(on.folder)
     before = set(runs.iterdir()) if runs.exists() else set()
     command = [sys.executable, "-m", "brim", "loadtest", on.variant.name, *asked, "--out", str(on.folder), "--quiet"]
-    code = subprocess.run(
-        command, cwd=layout.CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=LIMIT_S, check=False
-    ).returncode
+    try:
+        code = subprocess.run(
+            command, cwd=layout.CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=LIMIT_S,
+            check=False,
+        ).returncode  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise Lost(f"`brim loadtest {' '.join(asked)}` did not end within {LIMIT_S:g} s") from None
     found = sorted(set(runs.iterdir()) - before) if runs.exists() else []
     if len(found) != 1:
         raise Lost(f"`brim loadtest {' '.join(asked)}` left {len(found)} runs (exit code {code})")

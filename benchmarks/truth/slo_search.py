@@ -5,10 +5,12 @@ Beside it perf_analyzer's own search on the same server: its answer, its error, 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 from benchmarks import search
 from benchmarks.served import Served
@@ -16,7 +18,7 @@ from benchmarks.truth.journal import Book, Line, at_most, told, within
 from benchmarks.truth.loads import brim_loadtest, fresh
 from benchmarks.truth.slo_truth import SLO, crossing, points_of, server
 from brim import disk, layout
-from brim.errors import Lost
+from brim.errors import Lost, NotReady
 from brim.records import SloRate
 from experiments.measure.run import exclusive
 from loadtest import perf_analyzer_command
@@ -54,12 +56,21 @@ def truth_of(figures: list[Mapping[str, float]], book: Book) -> float:
 
 
 def _search(on: Served, number: int, truth: float) -> list[Line]:
+    """One search; one that came to nothing missed its bound, and the others stand."""
     started_s = time.monotonic()
     percentile = ("--slo-ms", f"{SLO.limit_ms:g}", "--percentile", f"{SLO.percentile:g}")
-    folder = brim_loadtest(on, *percentile, "--slo-only")
-    spent_s = time.monotonic() - started_s
-    answer = disk.load(SloRate, folder / "slo.json")
+    try:
+        folder = brim_loadtest(on, *percentile, "--slo-only")
+        spent_s = time.monotonic() - started_s
+        answer = disk.load(SloRate, folder / "slo.json")
+    except (Lost, NotReady) as error:
+        nothing = within(_what(number), None, truth, TOLERANCE, "/s")
+        return [replace(nothing, measured=f"no answer: {error}")]
     return search_lines(number, answer, spent_s, truth)
+
+
+def _what(number: int) -> str:
+    return f"search {number}: rate at the SLO"
 
 
 def search_lines(number: int, answer: SloRate, spent_s: float, truth: float) -> list[Line]:
@@ -68,7 +79,7 @@ def search_lines(number: int, answer: SloRate, spent_s: float, truth: float) -> 
     interval = f"{low:.2f} to {high:.2f}/s given the {answer.given}, {answer.verdict} {answer.model_rejected}".rstrip()
     return [
         within(
-            f"search {number}: rate at the SLO",
+            _what(number),
             answer.items_per_s if answer.verdict == "resolved" else None,
             truth,
             TOLERANCE,
@@ -80,19 +91,19 @@ def search_lines(number: int, answer: SloRate, spent_s: float, truth: float) -> 
 
 
 def _peer(on: Served, truth: float) -> Line:
-    """Of the rates that it lists, the largest that met the limit."""
-    started_s = time.monotonic()
+    """Of the rates that it lists, the largest that met the limit; none if it takes too long over them."""
+    started_s, said = time.monotonic(), ""
     asked = (
         *("--request-rate-range", ":".join(map(str, RANGE)), "--binary-search", "-l", f"{SLO.limit_ms:g}"),
         *("--percentile", f"{SLO.percentile:g}", "--request-distribution", "poisson", *search.TRUTH_MODE),
     )
-    with exclusive():
-        done = subprocess.run(
+    with exclusive(), contextlib.suppress(subprocess.TimeoutExpired):
+        said = subprocess.run(
             search.perf_analyzer(on, *asked), env=perf_analyzer_command.environment(layout.perf_analyzer_libraries()),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             timeout=PEER_LIMIT_S, check=False,
-        )  # fmt: skip
-    return peer_line(done.stdout, time.monotonic() - started_s, truth)
+        ).stdout  # fmt: skip
+    return peer_line(said, time.monotonic() - started_s, truth)
 
 
 def peer_line(said: str, spent_s: float, truth: float) -> Line:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from brim.cli import Outcome, verb
-from brim.errors import UsageError
+from brim.errors import NotReady, UsageError
 from brim.say import Say
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def command(
     # The measuring modules take seconds to import; --help and a wrong option need none of them.
     from experiments.calibrate import held, run, show
 
+    if math.isnan(seconds):  # which no range leaves out
+        raise UsageError("--seconds nan: must be a number from 1 to 120")
     given = {"--service-ms": service_ms, "--max-batch": max_batch, "--instances": instances}
     told = {**{name: value for name, value in given.items() if value is not None}, **dict.fromkeys(assigned[:1])}
     if kind is None and (told or concurrency):
@@ -73,14 +76,17 @@ def _parameters(service_ms: float | None, assigned: Sequence[str]) -> dict[str, 
     for pair in assigned:
         name, _, value = pair.partition("=")
         try:
-            parameters[name] = float(value)
+            number = float(value)
         except ValueError:
             raise UsageError(f"--set {pair}: not NAME=NUMBER, e.g. --set alpha_ms=2") from None
+        if name in parameters:
+            raise UsageError(f"--set {pair}: {name} is {parameters[name]:g} already; say it once")
+        parameters[name] = number
     return parameters
 
 
 def _generators(say: Say, with_loadgen: bool) -> list[Generator]:
-    """Locust, and what else is here: calibration without another that was to take part says so."""
+    """Locust, perf_analyzer if it is here, and LoadGen if it was asked for; NotReady if that is not installed."""
     from loadtest import loadgen_driver, perf_analyzer_driver
 
     generators: list[Generator] = ["locust"]
@@ -88,8 +94,8 @@ def _generators(say: Say, with_loadgen: bool) -> list[Generator]:
         generators.append("perf_analyzer")
     else:
         say.warn(f"without perf_analyzer: {why}")
-    if with_loadgen and (why := loadgen_driver.available()) is not None:
-        say.warn(f"without LoadGen's rows: {why}")
-    elif with_loadgen:
+    if with_loadgen:
+        if (why := loadgen_driver.available()) is not None:
+            raise NotReady(why)
         generators.append("loadgen")
     return generators

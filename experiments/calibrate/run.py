@@ -15,7 +15,7 @@ from brim.offspring import undisturbed
 from brim.records import Calibration, CalibrationRow, LoadPoint, Overheads, Variant
 from brim.say import Say
 from experiments.calibrate import held, held_open, show
-from experiments.calibrate.plan import Cell, described, opened, variants
+from experiments.calibrate.plan import Cell, described, opened, short_set, variants
 from experiments.calibrate.send import SENDERS, Bench, send
 from experiments.measure.run import exclusive
 from judging.windows import Generator
@@ -61,19 +61,19 @@ def calibrate(cells: Sequence[Cell], *, out: Path, seconds: float, say: Say, gen
                 ended = True
             finally:
                 with undisturbed():
-                    _keep(folder, bench, out, whole=ended)
+                    _keep(folder, bench, out, latest=ended and list(cells) == short_set())
     return bench
 
 
-def _keep(folder: Path, bench: Bench, out: Path, *, whole: bool) -> None:
-    """What was found; rule 8 of every later measurement asks the newest that came to its end."""
+def _keep(folder: Path, bench: Bench, out: Path, *, latest: bool) -> None:
+    """What was found; the `latest` is what rule 8 of every later measurement asks: all of the short set, to its end."""
     made = Calibration(
         made_utc=datetime.now(UTC).isoformat(timespec="seconds"),
         environment=environment.describe({"triton": bench.server.version}),
         rows=tuple(bench.rows),
     )
     disk.save(folder / "calibration.json", made)
-    if whole:
+    if latest:
         disk.save(out / "latest.json", made)
     close_rows(folder)
 

@@ -21,9 +21,9 @@ def document(rows: Sequence[CalibrationRow]) -> dict[str, Any]:
 
 
 def line(row: CalibrationRow) -> str:
-    """`capacity at 16 in flight, items/s: 386.9, log 387.1 (-0.05%)`."""
+    """`capacity at 16 in flight, items/s: 386.9, truth 387.1 (-0.05%)`."""
     wrong = "" if row.holds else f", MORE THAN {row.bound:.0%}"
-    return f"{row.quantity}: {_number(row.measured)}, log {_number(row.truth)} ({_error(row)}{wrong})"
+    return f"{row.quantity}: {_number(row.measured)}, truth {_number(row.truth)} ({_error(row)}{wrong})"
 
 
 def overheads(frozen: Overheads) -> str:

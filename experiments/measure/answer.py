@@ -104,14 +104,15 @@ def _claimed(decided: Verdict, shown: Limit) -> Limit:
 def _facts(evidence: Evidence, found: Found, figures: Sequence[Window]) -> verdict.Facts:
     own = evidence.of("figure") or evidence.of("search", "one_more_sender")
     requests_per_s = max((w.ok / w.seconds for w in figures), default=0.0)
-    cap = evidence.max_rate_per_s
+    cap, closed = evidence.max_rate_per_s, all(w.point.mode == "closed" for w in figures)
     return verdict.Facts(
         aborted=evidence.interrupted,
         server_lost=evidence.lost is not None or any(load.lost for load in evidence.loads),
         not_ok_share=max((not_ok_share(load.load) for load in own), default=1.0),
         answered=any(load.load.ok + load.load.rejected + load.load.timed_out + load.load.failed for load in own),
         further_sender_gain=found.sender_gain,
-        throttled=cap is not None and requests_per_s >= THROTTLED * cap,
+        # A rate that was asked for is what was sent, however near to the cap; a closed loop would have sent more.
+        throttled=cap is not None and closed and requests_per_s >= THROTTLED * cap,
         unstable=not _all_steady(evidence),
         unstable_because=_why_unsteady(evidence),
         single_point=evidence.plan.concurrency is not None,
@@ -282,7 +283,7 @@ def _checks(evidence: Evidence, found: Found, figures: Sequence[Window], efficie
             ),
             alone,
         ),
-        checks.calibrated(evidence.calibration, evidence.run.environment.machine),
+        checks.calibrated(evidence.calibration, evidence.run.environment, point),
     )
 
 

@@ -73,6 +73,12 @@ def request_of(asked: Options, *, batch_id: str) -> Request:
     if (asked.master is None) != (asked.expect_workers is None):
         raise UsageError("--master and --expect-workers go together: --master 127.0.0.1:5557 --expect-workers 2")
     open_loop, slo = rates.open_loop(asked), rates.slo(asked)
+    deadline_ms = 1e3 * plan.request_timeout_seconds
+    if slo is not None and slo.limit_ms is not None and slo.limit_ms >= deadline_ms:
+        raise UsageError(
+            f"--slo-ms {slo.limit_ms:g}: a request is cut off after {deadline_ms:g} ms; raise request_timeout_seconds "
+            "in a --loads file"
+        )
     items_per_request = asked.items_per_request or plan.items_per_request
     if slo is not None and open_loop is None and items_per_request > 1:
         if asked.slo_only or asked.overload:

@@ -6,9 +6,11 @@ Books its loads like any other; writes slo.json into the run's folder.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -24,10 +26,11 @@ from experiments.measure.cut import windows_of
 from experiments.measure.gathered import MeasuredLoad
 from experiments.measure.rates import OUTSTANDING
 from experiments.measure.request import Offsets, OpenLoop, SloAsked
-from experiments.measure.slo import late_words, search
-from experiments.measure.slo_profile import PERCENTILE, SLOW_PER_S, SLOW_PERCENTILE, Sought
+from experiments.measure.slo import RULE_OF_THREE, late_words, search
+from experiments.measure.slo_profile import PERCENTILE, Sought
 from experiments.measure.trial import SentLoad, closed_trial, open_trial
 from judging import checks
+from judging.backlog import CLIENT_LATE
 from judging.slo_observed import Floats, Observed, latencies
 from judging.tolerances import STEADY_SHORT_WARMUP_SHARE
 from loadtest.plan import LoadPlan
@@ -60,6 +63,7 @@ def _searched(bench: Bench, asked: SloAsked) -> SloRate | None:
     sought = Sought(
         limit_ms=asked.limit_ms, percentile=asked.percentile, seconds=asked.seconds, model_free=asked.model_free,
         seed=bench.request.plan.seed, most_per_s=most_per_s(bench.target, bench.request.allowed),
+        deadline_s=bench.request.plan.request_timeout_seconds,
     )  # fmt: skip
     loader = BenchLoader(bench)
     try:
@@ -190,24 +194,37 @@ def _windowed(sent: SentLoad, plan: LoadPlan) -> MeasuredLoad:
 
 
 def kept(bench: Bench, asked: SloAsked, open_loop: OpenLoop) -> SloRate:
-    """Whether the rate that was asked for meets the SLO: every request due after the warm-up counts, sent or not."""
+    """Whether the rate that was asked for meets the SLO: every request that was due counts, sent or not.
+
+    Behind the warm-up, but of a trace from its first request on. NoValidNumber where that cannot be told: too few were
+    due, or it was the client that did not keep up.
+    """
     assert asked.limit_ms is not None  # refused beforehand
-    rate = open_loop.rate_per_s * bench.request.items_per_request
-    percentile = asked.percentile or (SLOW_PERCENTILE if rate < SLOW_PER_S else PERCENTILE)
-    slo = Slo(limit_ms=asked.limit_ms, percentile=percentile)
-    loads = [_asked(load, open_loop) for load in bench.loads if load.load.purpose == "figure"]
-    took_s = np.concatenate([_due(load) for load in loads])
-    if not took_s.size:
-        raise NoValidNumber("no request was due after the warm-up: raise --rate or --seconds")
-    in_time = float(np.mean(took_s <= slo.limit_ms / 1e3))
+    slo = Slo(limit_ms=asked.limit_ms, percentile=asked.percentile or PERCENTILE)
+    figures = [load for load in bench.loads if load.load.purpose == "figure"]
+    loads = [_asked(load, open_loop) for load in figures]
+    took_s = np.concatenate([_due(load, open_loop) for load in loads])
+    least = math.ceil(round(RULE_OF_THREE / slo.over_allowed, 6))
+    in_time = float(np.mean(took_s <= slo.limit_ms / 1e3)) if took_s.size else 1.0
+    growing = [reason for load in figures for window in load.windows if window.unstable for reason in window.reasons]
+    late = [*filter(None, (late_words(load, slo) for load in loads))]
+    verdict: Literal["met", "missed"] = "met" if in_time >= slo.percentile / 100 else "missed"
+    if verdict == "met" and took_s.size < least:
+        raise NoValidNumber(
+            f"{took_s.size} requests are too few to show p{slo.percentile:g}, {least} must be due; raise --seconds"
+        )
+    if verdict == "met" and (late or any(reason.startswith(CLIENT_LATE) for reason in growing)):
+        raise NoValidNumber(f"whether the rate is served cannot be told: {(late or growing)[0]}", word="unstable")
     answered = f"{in_time:.2%} of {took_s.size} requests were answered within {slo.limit_ms:g} ms of when due"
+    if verdict == "met" and growing:  # in time as yet
+        verdict, answered = "missed", f"{growing[0]}: in a longer load they would be late; {answered}"
     return SloRate(
         slo=slo,
-        items_per_s=rate,
+        items_per_s=open_loop.rate_per_s * bench.request.items_per_request,
         ci95=None,
         given="data",
-        verdict="met" if in_time >= slo.percentile / 100 else "missed",
-        reason="; ".join([answered, *filter(None, (late_words(load, slo) for load in loads))]),
+        verdict=verdict,
+        reason="; ".join([answered, *late]),
         seconds_spent=open_loop.seconds,
     )
 
@@ -222,8 +239,10 @@ def _asked(measured: MeasuredLoad, open_loop: OpenLoop) -> Observed:
     )  # fmt: skip
 
 
-def _due(load: Observed) -> Floats:
-    """How long what was due behind the warm-up took, in seconds; inf = never answered well."""
+def _due(load: Observed, open_loop: OpenLoop) -> Floats:
+    """How long what is judged took, in seconds; inf = never answered well."""
     assert load.offsets_ns is not None  # of an open loop
+    if open_loop.arrivals == "trace":  # what it begins with is as much of it as the rest
+        return latencies(load)
     from_ns = round(STEADY_SHORT_WARMUP_SHARE * (load.end_ns - load.start_ns))
     return latencies(load)[np.searchsorted(load.offsets_ns, from_ns) :]

@@ -28,7 +28,15 @@ from experiments.measure.slo_profile import (
 )
 from judging.slo_model import Model, Profile
 from judging.slo_observed import Numbers, Observed, latencies, sent_late
-from judging.slo_predict import LEAST_SHARE, Foreseen, foresee, relax_s, typical_schedule
+from judging.slo_predict import (
+    LEAST_SHARE,
+    MOST_SHARE,
+    Foreseen,
+    foresee,
+    met_up_to_capacity,
+    relax_s,
+    typical_schedule,
+)
 from judging.slo_trials import (
     Answer,
     Trial,
@@ -144,29 +152,32 @@ class _Search:
 
     def _at_most(self, profile: Profile, slo: Slo) -> End:
         """The end where the user's limit held the profile back, so no capacity is known: by one trial at that limit."""
-        most, seconds = self.sought.most_per_s, self._left()
-        assert most is not None  # it held the profile back
+        most, seconds = self.sought.most_tried, self._left()
         self.rejected = ""  # a model of a server that was not loaded is not wrong of it
         if seconds >= LEAST_S and self._poisson(most, profile.capacity, slo, seconds):
             low, _ = bracketed(self.trials[-1:], most, slo)
             if low >= most and self.trials[-1].latency_s.size * slo.over_allowed >= RULE_OF_THREE:
-                return self._beyond_most(most)
-        return self._unresolved(f"the server's capacity is not known: {self._most} are too few to show it")
+                return self._beyond_most()
+        return self._unresolved(f"the server's capacity is not known: {self._most} is too little to show it")
 
-    def _beyond_most(self, most: float) -> End:
+    def _beyond_most(self) -> End:
+        most = self.sought.most_tried
         return self._unresolved(
-            f"{self._most} meet it, so the rate is at least that; raise max_rate_per_s to look further",
+            f"{most:.4g}/s meet it, so the rate is at least that; random arrivals at more would exceed {self._most}: "
+            "raise max_rate_per_s to look further",
             Answer(items_per_s=most, half_width=math.inf),
         )
 
     @property
     def _most(self) -> str:
-        return f"the {self.sought.most_per_s:g} requests/s that max_rate_per_s allows this host"
+        return f"the {self.sought.most_per_s:g}/s that max_rate_per_s allows this host"
 
     # ------------------------------------------------------------------------ predict, verify
 
     def _by_model(self, model: Model, profile: Profile, slo: Slo) -> Answer | None:
         """The answer given the model; sets `rejected` where the model does not fit."""
+        if met_up_to_capacity(model, slo, self.sought.seed, requests=self.sought.simulated):
+            raise self._capacity_alone(profile, slo)
         foreseen = self.foreseen = foresee(model, slo, self.sought.seed, requests=self.sought.simulated)
         if foreseen is None:
             least = LEAST_SHARE * model.capacity
@@ -177,7 +188,7 @@ class _Search:
             )
         answer, rate, pace = None, foreseen.items_per_s, 1.0
         for alpha, share in ((ALPHA, FIRST_SHARE), (ALPHA / 2, 1.0)):
-            rate = min(rate, self.sought.most_per_s or math.inf)
+            rate = min(rate, self.sought.most_tried)
             seconds = self._seconds(rate, profile.capacity, slo, share)
             if seconds < LEAST_S or not self._verify(model, profile, slo, rate=rate, pace=pace, seconds=seconds):
                 return answer
@@ -212,6 +223,7 @@ class _Search:
         """Trials that point the way until they stay where they are, then one with all the time that is left."""
         capacity = profile.capacity
         rate = next_rate(self.trials, capacity, slo) if self.trials else first_guess(self.batcher, capacity, slo)
+        rate = min(rate, self.sought.most_tried)
         for _ in range(TRIALS_MOST):
             left = self._left()
             settled = any(abs(math.log(rate / trial.rate)) <= POOLED_DATA for trial in self.trials)
@@ -220,7 +232,7 @@ class _Search:
             seconds = left if settled or left < 2 * pointing + AROUND_S else pointing
             if seconds < LEAST_S or not self._poisson(rate, capacity, slo, seconds):
                 break
-            rate = next_rate(self.trials, capacity, slo)
+            rate = min(next_rate(self.trials, capacity, slo), self.sought.most_tried)
         lowest = min(self.trials, key=lambda trial: trial.rate, default=None)
         if lowest is not None and bracketed(self.trials, capacity, slo)[1] <= lowest.rate:
             share = float(lowest.shares(slo).mean())
@@ -236,6 +248,12 @@ class _Search:
             return self._trial(offsets_ns, rate, warm_s(rate, capacity, seconds), seconds, DATA_SEGMENTS, slo)
 
         return self._on_time(send, seconds)
+
+    def _capacity_alone(self, profile: Profile, slo: Slo) -> End:
+        return self._unresolved(
+            f"a limit of {slo.limit_ms:g} ms is so wide that it is met up to {MOST_SHARE:.3g} of the capacity of "
+            f"{profile.capacity:.4g} items/s, and the capacity alone sets the rate; ask for a smaller --slo-ms"
+        )
 
     # ------------------------------------------------------------------------ trials
 
@@ -258,8 +276,6 @@ class _Search:
 
     def _trial(self, offsets_ns: Numbers, rate: float, warm: float, seconds: float, count: int, slo: Slo) -> bool:
         """One trial; False if the client was late with it: then it says nothing of the server, and is left out."""
-        if self.sought.most_per_s is not None:  # arrivals are drawn: there may be a few more than allowed
-            offsets_ns = offsets_ns[: int(self.sought.most_per_s * seconds)]
         self.progress(f"trial {len(self.trials) + 1}: {rate:.4g} items/s for {seconds:.0f} s")
         seen = self.loader.open(offsets_ns, rate, seconds)
         failed = float(np.mean(seen.rows["status"] == Status.FAILED)) if seen.rows.size else 0.0
@@ -282,9 +298,10 @@ class _Search:
     # ------------------------------------------------------------------------ the answer
 
     def _answered(self, answer: Answer | None, given: Literal["model", "data"]) -> SloRate:
-        most = self.sought.most_per_s
-        if answer is not None and most is not None and answer.items_per_s >= most:
-            raise self._beyond_most(most)
+        if answer is not None and answer.items_per_s >= self.sought.most_tried:
+            raise self._beyond_most()
+        if answer is not None and self.profile is not None and answer.items_per_s >= self.profile.capacity:
+            raise self._unresolved("the trials point to a rate above the capacity, which nobody can serve for long")
         if answer is not None and answer.half_width <= math.log1p(RESOLVED) and not self.late:
             return self.told("resolved", "", answer, given)
         reason = "; ".join(filter(None, (self.sought.unresolved, self.late)))

@@ -5,6 +5,7 @@ Closed-loop loads come from a Loader; writes nothing. How a profile is judged is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -48,7 +49,14 @@ class Sought:
     model_free: bool = False
     seed: int = 0
     most_per_s: float | None = None  # that the user allows to be sent to this host; None = no limit
+    deadline_s: float = math.inf  # of a request; whatever takes longer is cut off
     simulated: int = REQUESTS  # requests behind a prediction
+
+    @property
+    def most_tried(self) -> float:
+        """The highest rate of random arrivals that hardly ever have a second beyond what the user allows."""
+        most = self.most_per_s
+        return math.inf if most is None else max(0.5 * most, most - 2 * math.sqrt(most))
 
     @property
     def unresolved(self) -> str:
@@ -160,8 +168,15 @@ def slo_of(profile: Profile, batcher: Batcher, sought: Sought) -> Slo:
     if profile.model and held_back(profile, sought):
         full_ms = float(profile.model.service.seconds[-1, -1]) * 1e3
     percentile = SLOW_PERCENTILE if profile.capacity < SLOW_PER_S else PERCENTILE
-    limit_ms = sought.limit_ms or rounded(LIMIT_BATCHES * full_ms)
-    return Slo(limit_ms=limit_ms, percentile=sought.percentile or percentile)
+    slo = Slo(limit_ms=sought.limit_ms or rounded(LIMIT_BATCHES * full_ms), percentile=sought.percentile or percentile)
+    if slo.limit_ms >= 1e3 * sought.deadline_s:
+        raise End(
+            "not_resolvable",
+            f"{sought.unresolved}: the limit of {slo.limit_ms:g} ms is beyond the {sought.deadline_s:g} s after which "
+            "a request is cut off; raise request_timeout_seconds in loads.toml",
+            slo=slo,
+        )
+    return slo
 
 
 def rounded(ms: float) -> float:

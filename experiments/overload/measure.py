@@ -22,11 +22,11 @@ def beyond(bench: Bench, found: SloRate | None) -> Overload | None:
     """What the server does beyond that rate, where it was asked for and there is such a rate."""
     if not bench.request.overload or found is None or bench.interrupted or bench.lost:
         return None
-    if found.items_per_s is None:
-        bench.say.warn("no overload: it begins at the rate that meets the SLO, and none was found")
-        return None
     most = most_per_s(bench.target, bench.request.allowed)
-    if most is not None and most <= found.items_per_s:
+    if found.items_per_s is None or (found.ci95 is None and found.verdict == "not_resolvable" and most is None):
+        bench.say.warn("no overload: it begins at the rate that meets the SLO, which was not found")
+        return None
+    if most is not None and (most <= found.items_per_s or found.ci95 is None):  # met as near to it as may be tried
         bench.say.warn(f"no overload: max_rate_per_s allows this host {most:g}/s, which meets the SLO")
         return None
     overload, gathered = _overload(bench, found, found.items_per_s, most)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from brim.errors import Interrupted, Lost
+from brim.errors import Interrupted, Lost, WorkerLost
 from brim.records import Overload, OverloadPoint, Recovery
 from experiments.overload.plan import Plan, Planned, judged_from_s, loads
 from judging.overload import goodput, recovery
@@ -56,15 +56,21 @@ class Gathered:
 
 
 def gather(plan: Plan, policies: Sequence[Policy], tell: Callable[[str], None]) -> Gathered:
-    """Every load to every policy, the policies side by side, so that a machine that drifts drifts for all of them."""
-    found = Gathered()
+    """Every load to every policy, the policies side by side, so that a machine that drifts drifts for all of them.
+
+    The first policy is the server as it is: without it nothing is compared. Another whose server is lost is left out.
+    """
+    found, left = Gathered(), list(policies)
     for planned in loads(plan):
-        for policy in policies:
+        for policy in tuple(left):
             try:
                 sent = _sent_on_time(plan, policy, planned, found)
             except (Interrupted, Lost) as ended:
-                found.ended_by = ended
                 found.notes.append(f"ended early at {planned.name} under {policy.name}: {ended}")
+                if policy is not policies[0] and not isinstance(ended, (Interrupted, WorkerLost)):
+                    left.remove(policy)
+                    continue
+                found.ended_by = ended
                 return found
             _judge(found, plan, policy, planned, sent, tell)
     return found

@@ -78,7 +78,9 @@ class Job:
         self.no_room = False
         self.refusal: Exception | None = None  # why a user could not connect before the load began
         self._wanted_users, self._refusals, self._first_refusal_ns = users, 0, 0
-        self._pace_ns, self._next_turn_ns = pace_ns(self.endpoint, allowed, senders), 0
+        self.most_per_s = most_per_s(self.endpoint, allowed, senders)
+        self._pace_ns = int(1e9 / self.most_per_s) if self.most_per_s else 0
+        self._next_turn_ns = 0
 
     def stop(self, ended: Ended, reason: str = "") -> None:
         """Send no more; the first cause is kept."""
@@ -161,17 +163,17 @@ class Job:
         return sum(1 for user in self.users if user.sent_ns)
 
 
-def pace_ns(endpoint: Endpoint, allowed: Mapping[str, TargetLimit], senders: int) -> int:
-    """Nanoseconds between two requests of one of `senders` processes; 0 = as fast as it goes.
+def most_per_s(endpoint: Endpoint, allowed: Mapping[str, TargetLimit], senders: int) -> float:
+    """Requests a second that one of `senders` processes may send at most; 0 = as fast as it goes.
 
     Only a host that is not loopback has a limit; the senders share it evenly.
     """
     limit = allowed.get(endpoint.host)
     if limit is None or limit.max_rate_per_s is None:
-        return 0
+        return 0.0
     if all(address.loopback for address in guard.judge(endpoint.host, endpoint.port, allowed)):
-        return 0
-    return int(1e9 * senders / limit.max_rate_per_s)
+        return 0.0
+    return min(1e9, limit.max_rate_per_s / senders)  # clocks tell nothing faster
 
 
 def ramp_s(position: int, users: int) -> float:

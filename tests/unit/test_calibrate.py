@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from brim import layout
 from brim.cli import Outcome
-from brim.errors import UsageError
+from brim.errors import Lost, NotReady, UsageError
 from brim.records import CalibrationRow, Overheads
+from brim.say import Say
 from experiments.calibrate import cli, held, held_open, plan, run, show
 from experiments.calibrate.held import Measured, Own
 from judging.truth import Log
@@ -176,6 +179,40 @@ def test_an_open_loop_that_came_to_nothing_does_not_hold() -> None:
     assert not any(row.holds for row in rows)
 
 
+# ---------------------------------------------------------------------------- what rule 8 rests on
+
+
+def test_only_the_whole_default_set_measured_to_its_end_is_what_rule_8_asks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server = SimpleNamespace(version="2.51.0")
+    monkeypatch.setattr(run, "exclusive", contextlib.nullcontext)
+    monkeypatch.setattr(run, "build", lambda *_, **__: None)
+    monkeypatch.setattr("serve.embedded.require_shared_memory", lambda served: None)
+    monkeypatch.setattr("serve.embedded.for_a_while", lambda *_, **__: contextlib.nullcontext(server))
+    latest = layout.latest_calibration(tmp_path)
+
+    def calibrated(cells: list[plan.Cell], closed: Callable[..., None], opened: Callable[..., None]) -> bool:
+        monkeypatch.setattr(run, "_closed", closed)
+        monkeypatch.setattr(run, "_open", opened)
+        with contextlib.suppress(Lost):
+            run.calibrate(cells, out=tmp_path, seconds=1.0, say=Say(quiet=True), generators=["locust"])
+        return latest.exists()
+
+    def lost(*_: object) -> None:
+        raise Lost("the server was lost")
+
+    assert not calibrated(plan.ladder(SLEEP), nothing, nothing)
+    assert not calibrated(plan.short_set()[1:], nothing, nothing)
+    assert not calibrated(plan.short_set(), nothing, lost)
+    assert len(list(layout.calibrations(tmp_path).glob("*/calibration.json"))) >= 1  # they are kept all the same
+    assert calibrated(plan.short_set(), nothing, nothing)
+
+
+def nothing(*_: object) -> None:
+    """Loads that give no rows."""
+
+
 # ---------------------------------------------------------------------------- what is said, and the exit code
 
 
@@ -188,6 +225,14 @@ def test_the_document_has_what_follows_from_each_row() -> None:
         "server": "sleep", "quantity": "q", "generator": "locust", "truth": 200.0, "measured": 199.0, "bound": 0.01,
         "error_fraction": pytest.approx(-0.005), "holds": True,
     }  # fmt: skip
+
+
+def test_a_line_of_progress_calls_the_truth_what_the_table_calls_it() -> None:
+    row = CalibrationRow(
+        server="s", quantity="p99 latency, ms", generator="locust", truth=40.0, measured=41.0, bound=0.05
+    )  # fmt: skip
+    assert show.line(row) == "p99 latency, ms: 41.00, truth 40.00 (+2.50%)"
+    assert "truth" in show.table([row]).splitlines()[0]
 
 
 def test_a_line_of_the_table_has_each_generator_beside_its_own_truth() -> None:
@@ -213,22 +258,14 @@ def test_loadgens_own_verdict_stands_under_the_table(monkeypatch: pytest.MonkeyP
     assert told.stdout.splitlines()[-2:] == [said, f"everything sent and logged: {tmp_path}"]
 
 
-def test_without_loadgen_its_rows_are_left_out_in_one_line_with_how_to_get_it(
+def test_loadgen_that_is_asked_for_and_not_installed_is_refused_with_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    found = held.rows_of(plan.cell(SLEEP, 16), a_load(16))
-    asked: list[str] = []
-
-    def calibrate(cells: list[plan.Cell], *, generators: list[str], **_: object) -> SimpleNamespace:
-        asked.extend(generators)
-        return made_of(found, tmp_path)
-
-    monkeypatch.setattr(run, "calibrate", calibrate)
+    monkeypatch.setattr(run, "calibrate", lambda *_, **__: pytest.fail("it was served"))
     monkeypatch.setattr(loadgen_driver, "find_spec", lambda name: None)
     told = CliRunner().invoke(cli.command, ["--known", "sleep", "--loadgen", "--out", str(tmp_path)])
-    assert told.exit_code == 0 and "loadgen" not in asked
-    (line,) = [line for line in told.stderr.splitlines() if "LoadGen" in line]
-    assert "without LoadGen's rows" in line and "`make calibrate ARGS=--loadgen` installs it" in line
+    assert isinstance(told.exception, NotReady)
+    assert "`make calibrate ARGS=--loadgen` installs it" in str(told.exception)
 
 
 @pytest.mark.parametrize(("lies", "exit_code"), [(False, 0), (True, 1)])
@@ -256,7 +293,10 @@ def test_it_ends_with_0_only_if_every_figure_holds(
         (["--known", "affine", "--set", "alpha_ms"], "NAME=NUMBER"),
         (["--known", "sleep", "--service-ms", "-1"], "above 0"),
         (["--known", "sleep", "--concurrency", "0"], "at least 1"),
-        (["--known", "exponential", "--max-batch", "4"], "one item at a time"),
+        (["--known", "sleep", "--service-ms", "10", "--set", "service_ms=20"], "service_ms is 10 already"),
+        (["--known", "affine", "--set", "alpha_ms=1", "--set", "alpha_ms=2"], "alpha_ms is 1 already"),
+        (["--seconds", "nan"], "--seconds nan"),
+        (["--known", "exponential", "--max-batch", "4"], "max_batch 4; it must be 1"),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused_before_anything_is_served(

@@ -264,23 +264,50 @@ def test_rule_7_wants_every_response_well_formed_and_the_sample_equal() -> None:
     assert at(malformed=1, samples=0, error=None, no_values="not our engine") == ("broken", 1)
 
 
-def calibration(*measured: float, machine: str = "here") -> Calibration:
+def calibration(*measured: float, machine: str = "here", locust: str = "2.47") -> Calibration:
     rows = [
         CalibrationRow(
             server=f"sleep {n}", quantity="capacity", generator="locust", truth=100.0, measured=value, bound=0.01
         )
         for n, value in enumerate(measured)
     ]
-    where = Environment(machine={"cpu": machine}, software={})
+    where = Environment(machine={"cpu": machine}, software={"locust": locust, "triton": "2.51.0"})
     return Calibration(made_utc="2026-01-02T03:04:05+00:00", environment=where, rows=tuple(rows))
 
 
+HERE = Environment(machine={"cpu": "here"}, software={"locust": "2.47", "server": "triton 2.60.0", "model": "0a1b"})
+
+
+def rule_8(made: Calibration | None, point: LoadPoint = WINDOW.point) -> Check:
+    return checks.calibrated(made, HERE, point)
+
+
 def test_rule_8_is_what_the_calibration_of_this_machine_says() -> None:
-    here = {"cpu": "here"}
-    assert checks.calibrated(None, here).state == "not_applicable"
-    assert checks.calibrated(calibration(100.0, machine="there"), here).state == "not_applicable"
-    held = checks.calibrated(calibration(100.5, 99.2), here)
+    assert rule_8(None).state == "not_applicable"
+    assert rule_8(calibration(100.0, machine="there")).state == "not_applicable"
+    held = rule_8(calibration(100.5, 99.2))
     assert held.state == "held" and held.value == pytest.approx(0.008)
-    wrong = checks.calibrated(calibration(100.5, 98.0), here)
+    wrong = rule_8(calibration(100.5, 98.0))
     assert wrong.state == "broken" and "locust is wrong about sleep 1" in wrong.reason
-    assert checks.calibrated(calibration(), here).state == "broken"
+    assert rule_8(calibration()).state == "broken"
+
+
+def test_rule_8_says_nothing_by_a_calibration_with_other_software() -> None:
+    found = rule_8(calibration(100.0, locust="2.46"))
+    assert found.state == "not_applicable"
+    assert found.reason == "calibrated with locust 2.46, and this is 2.47: run `brim calibrate` again"
+
+
+@pytest.mark.parametrize(
+    ("changed", "way"),
+    [
+        ({"protocol": "grpc", "sender": "grpc_aio"}, "grpc, wire, grpc_aio"),
+        ({"transport": "shared_memory"}, "http, shared memory, locust_http"),
+        ({"sender": "tritonclient_http"}, "http, wire, tritonclient_http"),
+    ],
+)
+def test_rule_8_says_nothing_of_what_calibration_does_not_send_with(changed: dict[str, str], way: str) -> None:
+    point = replace(WINDOW.point, **changed)  # type: ignore[arg-type]  # the fields of a LoadPoint
+    for made in (None, calibration(100.0)):
+        found = rule_8(made, point)
+        assert found.state == "not_applicable" and found.reason.endswith(way)

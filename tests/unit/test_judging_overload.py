@@ -362,6 +362,11 @@ def test_limits_that_cost_users_goodput_on_ordinary_days_are_not_recommended() -
     assert "b8-timed cost more than 1% of the goodput up to the rate" in chosen.why
 
 
+def test_of_limits_that_gain_the_one_with_the_most_goodput_is_recommended_however_near_the_next() -> None:
+    points = measured(b8=(50, 100, 80), b8_limited=(50, 100, 90), b8_timed=(50, 100, 92))
+    assert choose(PROPOSAL, POLICIES, points, 100.0).limits == TIMED
+
+
 def test_limits_that_hardly_gain_leave_the_configuration_as_it_is() -> None:
     points = measured(b8=(50, 100, 96), b8_limited=(50, 100, 98), b8_timed=(50, 100, 98))
     assert choose(PROPOSAL, POLICIES, points, 100.0).limits == UNLIMITED

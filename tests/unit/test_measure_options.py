@@ -82,6 +82,8 @@ def test_a_request_holds_what_was_asked_for() -> None:
         ({"slo_ms": "50", "slo_only": True, "starts": 3}, "--starts is of the peak, .*: leave it or --slo-only out"),
         ({"slo_ms": "50", "slo_only": True, "concurrency": "8"}, "--concurrency is of the peak"),
         ({"slo_ms": "50", "slo_only": True, "cross_check": True}, "--cross-check is of the peak"),
+        ({"slo_ms": "30000"}, "--slo-ms 30000: a request is cut off after 30000 ms; raise request_timeout_seconds"),
+        ({"slo_ms": "31000", "rate": 1.0}, "--slo-ms 31000: a request is cut off"),
         ({"slo_ms": "50", "items_per_request": 4}, "--items-per-request is 1 .*: leave it or --slo-ms out"),
         ({"rate": 5.0, "slo_ms": "50", "slo_seconds": 9.0}, "--slo-seconds is of the search .*--rate out"),
         ({"trace": Path("x"), "slo_ms": "50", "slo_seconds": 9.0}, "--slo-seconds is of the search .*--trace out"),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from brim.errors import Interrupted, Lost
+from brim.errors import Interrupted, Lost, WorkerLost
 from brim.records import Server, ServingConfig, Slo, SloRate, Target, Variant
 from experiments.overload.beside import configs_beside, limits_of, why_not
 from experiments.overload.plan import RATIOS, USUAL, Plan, Planned, loads, plan_of
@@ -81,15 +81,31 @@ def test_without_limits_goodput_collapses_beyond_capacity_and_with_them_it_stays
     assert not found.notes
 
 
-@pytest.mark.parametrize("failure", [Interrupted(2), Lost("the server is gone")], ids=["a signal", "a lost server"])
-def test_what_was_judged_before_an_early_end_is_kept_and_says_why_it_ended(failure: BaseException) -> None:
-    found = gather(PLAN, both([], ("1 x the rate", failure)), quiet)
+@pytest.mark.parametrize(
+    ("failure", "where"),
+    [(Interrupted(2), "b8-limited"), (WorkerLost("a sender died"), "b8-limited"), (Lost("the server is gone"), "b8")],
+    ids=["a signal", "a lost sender", "a lost server"],
+)
+def test_what_was_judged_before_an_early_end_is_kept_and_says_why_it_ended(failure: BaseException, where: str) -> None:
+    fails = {where: ("1 x the rate", failure)}
+    ways = [policy(name, SLEEP, [], fails.get(name)) for name in ("b8", "b8-limited")]
+    found = gather(PLAN, ways, quiet)
     kept = answer(PLAN, found, RECOMMENDED, [""])
 
     assert found.ended_by is failure
-    assert [point.policy for point in kept.points] == ["b8", "b8-limited", "b8", "b8-limited", "b8"]
-    assert kept.why == f"because; ended early at 1 x the rate under b8-limited: {failure}"
+    before = ["b8", "b8-limited", "b8", "b8-limited"]
+    assert [point.policy for point in kept.points] == [*before, *(["b8"] if where != "b8" else [])]
+    assert kept.why == f"because; ended early at 1 x the rate under {where}: {failure}"
     assert (kept.items_per_s, kept.max_queue_size, kept.queue_timeout_us) == (RATE, 24, 70_000)
+
+
+def test_a_server_beside_the_measured_one_that_is_lost_costs_its_own_policy_alone() -> None:
+    sent: list[str] = []
+    found = gather(PLAN, both(sent, ("0.8 x the rate", Lost("the server is gone"))), quiet)
+    assert found.ended_by is None
+    assert [point.policy for point in found.points] == ["b8", "b8-limited", *["b8"] * (len(RATIOS) - 1)]
+    assert [one.policy for one in found.recoveries] == ["b8"]
+    assert found.notes == ["ended early at 0.8 x the rate under b8-limited: the server is gone"]
 
 
 @pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])

@@ -149,6 +149,20 @@ def test_a_file_that_is_no_trace_is_refused(tmp_path: Path) -> None:
         read_trace(tmp_path / "square.npy")
 
 
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"PK\x03\x04 and no more"], ids=["empty", "cut off", "no zip"])
+def test_a_numpy_file_without_an_array_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "trace.npy").write_bytes(content)
+    with pytest.raises(UsageError, match=r"trace\.npy cannot be read"):
+        read_trace(tmp_path / "trace.npy")
+
+
+def test_an_archive_of_arrays_is_no_trace_whatever_its_name(tmp_path: Path) -> None:
+    np.savez(tmp_path / "traces.npz", stamps=np.array([1.0, 2.0]))
+    (tmp_path / "traces.npz").rename(tmp_path / "trace.npy")
+    with pytest.raises(UsageError, match=r"trace\.npy cannot be read"):
+        read_trace(tmp_path / "trace.npy")
+
+
 def test_speeding_up_shrinks_every_gap() -> None:
     offsets = np.array([0, 10, 30], dtype=np.int64)
     assert speed_up(offsets, 2).tolist() == [0, 5, 15]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -14,9 +15,14 @@ import pytest
 from analysis.rates import slo_checks
 from benchmarks.simulated_probe import SimulatedProbe, sleeping
 from brim import layout
-from brim.records import Load, LoadPoint, Slo, SloRate, Status, Target, TargetLimit
+from brim.errors import NoValidNumber
+from brim.records import Arrivals, Load, LoadPoint, Slo, SloRate, Status, Target, TargetLimit
+from experiments.measure.alone import Kept
 from experiments.measure.bench import Bench
-from experiments.measure.rate_at_slo import checks_of, most_per_s
+from experiments.measure.cut import windows_of
+from experiments.measure.gathered import MeasuredLoad
+from experiments.measure.rate_at_slo import checks_of, kept, most_per_s
+from experiments.measure.request import Offsets, OpenLoop, SloAsked
 from experiments.measure.trial import SentLoad
 from experiments.overload.measure import beyond
 from judging.windows import Rows
@@ -77,6 +83,75 @@ def test_a_request_that_was_sent_before_it_was_meant_breaks_rule_2() -> None:
 
 def test_where_nothing_was_sent_nothing_is_claimed() -> None:
     assert slo_checks(checks_of([], PLAN)) == []
+
+
+# ---------------------------------------------------------------------------- a rate that was asked for
+
+
+def verdict_of(
+    rate: float, seconds: float, *, limit_ms: float, percentile: float | None = None, law: Arrivals = "poisson",
+    offsets_ns: Offsets | None = None, late: bool = False,
+) -> SloRate:  # fmt: skip
+    """Of `sleeping(1)`, which serves 386/s: at that rate, or at those instants."""
+    if offsets_ns is None:
+        offsets_ns = (arrivals.constant if law == "constant" else partial(arrivals.poisson, seed=1))(rate, seconds)
+    seen = SimulatedProbe(sleeping(1), seed=1).open(offsets_ns, rate, seconds)
+    rows = seen.rows
+    if late:  # the sender: ever later, and each answer with it
+        lag_ns = np.arange(len(rows)) * 1_000_000
+        rows["sent_ns"] += lag_ns
+        rows["done_ns"] += lag_ns
+    point = replace(POINT, rate_per_s=rate, arrivals=law)
+    load = replace(
+        trial().load, purpose="figure", point=point, start_ns=seen.start_ns,
+        end_ns=seen.start_ns + round(seconds * 1e9), sent=len(rows), ok=len(rows), items_ok=len(rows),
+    )  # fmt: skip
+    windows = windows_of(
+        rows, seen.reads, generator="locust", point=point, min_seconds=1.0, min_batches=1, max_seconds=60.0, unsent=0
+    )
+    measured = MeasuredLoad(
+        load=load, windows=tuple(windows), rows=rows, period_ns=1, kept=Kept(folder=Path(), samples=()),
+        reads=seen.reads,
+    )  # fmt: skip
+    bench = SimpleNamespace(loads=[measured], request=SimpleNamespace(items_per_request=1))
+    asked = SloAsked(limit_ms=limit_ms, percentile=percentile, seconds=60.0)
+    open_loop = OpenLoop(offsets_ns=offsets_ns, rate_per_s=rate, arrivals=law, seconds=seconds, outstanding=512)
+    return kept(cast(Bench, bench), asked, open_loop)
+
+
+def test_a_rate_is_met_or_missed_by_the_share_of_what_was_due() -> None:
+    assert verdict_of(300.0, 20.0, limit_ms=100.0).verdict == "met"
+    missed = verdict_of(380.0, 20.0, limit_ms=60.0)
+    assert missed.verdict == "missed" and "were answered within 60 ms" in missed.reason
+
+
+def test_a_rate_above_the_capacity_is_missed_however_long_the_limit() -> None:
+    """410/s of 386/s for 10 s: a backlog of 240 requests, each of which has waited no longer than 0.7 s yet."""
+    found = verdict_of(410.0, 10.0, limit_ms=1000.0, law="constant")
+    assert found.verdict == "missed"
+    assert found.reason.startswith("the server does not keep up") and "100.00% of" in found.reason
+
+
+def test_too_few_requests_meet_no_percentile() -> None:
+    with pytest.raises(NoValidNumber, match=r"8 requests are too few to show p99.9, 3000 must be due"):
+        verdict_of(1.0, 10.0, limit_ms=500.0, percentile=99.9, law="constant")
+    assert verdict_of(1.0, 10.0, limit_ms=5.0, law="constant").verdict == "missed"  # all of them were late
+
+
+def test_of_a_rate_that_is_asked_for_it_is_the_99th_percentile_however_low_the_rate() -> None:
+    assert verdict_of(40.0, 20.0, limit_ms=100.0).slo.percentile == 99.0
+
+
+def test_a_burst_at_the_beginning_of_a_trace_counts_as_any_other() -> None:
+    burst, rest = np.zeros(100, dtype=np.int64), np.arange(1, 1001, dtype=np.int64) * 20_000_000
+    found = verdict_of(55.0, 20.001, limit_ms=100.0, law="trace", offsets_ns=np.concatenate((burst, rest)))
+    assert found.verdict == "missed" and "of 1100 requests" in found.reason
+
+
+def test_a_client_that_does_not_keep_up_leaves_it_open_whether_the_rate_is_met() -> None:
+    with pytest.raises(NoValidNumber, match="cannot be told: the client") as ended:
+        verdict_of(300.0, 10.0, limit_ms=20_000.0, late=True)
+    assert ended.value.word == "unstable"
 
 
 @pytest.mark.parametrize(

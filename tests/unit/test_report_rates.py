@@ -16,7 +16,7 @@ import pytest
 
 import tests.unit.finished_runs as made
 from analysis import finished, points, rates, report, requests
-from analysis.open_loop import OpenLoop, observe, percentiles
+from analysis.open_loop import ObservedLoop, observe, percentiles
 from brim import disk, layout
 from brim.errors import InvalidRecord
 from brim.records import Load, Purpose, Slo, SloRate, Status
@@ -27,7 +27,7 @@ from tests.unit.test_report_page import CANARY, RIGHT_TO_LEFT, Tags
 STALLED_MEAN_MS = (sum(range(5, 1006, 5)) + 5 * (made.REQUESTS - 201)) / made.REQUESTS
 
 
-def seen(load: Load | None = None, rows: Any = None, slo: Slo | None = None, **queue: int) -> OpenLoop:
+def seen(load: Load | None = None, rows: Any = None, slo: Slo | None = None, **queue: int) -> ObservedLoop:
     load = load or made.open_load()
     rows = made.open_rows(load.start_ns, **queue) if rows is None else rows
     found = observe(load, rows, made.arrivals(), slo)

@@ -24,7 +24,7 @@ from loadtest.senders import answers
 from loadtest.senders.answers import TEXT_MAX, Garbage, Judge, read_head
 from loadtest.senders.asyncio_load import Slot
 from loadtest.senders.backoff import Backoff
-from loadtest.senders.job import RAMP_S, Job, pace_ns, ramp_s, share, with_headers
+from loadtest.senders.job import RAMP_S, Job, most_per_s, ramp_s, share, with_headers
 from loadtest.senders.tally import OTHER_TEXTS, TEXTS_MAX, RowFile, Samples, Texts
 
 OUTPUT = Tensor(name="y", dtype="FP32", shape=(2, -1))
@@ -397,14 +397,14 @@ def test_refusals_far_apart_with_answers_between_never_add_up_to_a_lost_server(m
 def test_a_rate_cap_holds_only_beyond_loopback_and_is_shared_by_the_senders() -> None:
     far, near = guard.parse_url("http://203.0.113.7:8000"), guard.parse_url("http://127.0.0.1:8000")
     allowed = {h: TargetLimit(host=h, max_rate_per_s=50.0) for h in ("203.0.113.7", "127.0.0.1")}
-    assert pace_ns(far, allowed, 1) == 20_000_000
-    assert pace_ns(far, allowed, 2) == 40_000_000
-    assert pace_ns(near, allowed, 1) == 0
-    assert pace_ns(far, {"203.0.113.7": TargetLimit(host="203.0.113.7")}, 1) == 0
+    assert most_per_s(far, allowed, 1) == 50.0
+    assert most_per_s(far, allowed, 2) == 25.0
+    assert most_per_s(near, allowed, 1) == 0
+    assert most_per_s(far, {"203.0.113.7": TargetLimit(host="203.0.113.7")}, 1) == 0
 
 
 def test_turns_are_handed_out_at_the_capped_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loadtest.senders.job.pace_ns", lambda *_: 100)
+    monkeypatch.setattr("loadtest.senders.job.most_per_s", lambda *_: 1e7)
     shared = job()
     monkeypatch.setattr("loadtest.senders.job.time.monotonic_ns", lambda: 1_000)
     assert [round(shared.turn_s() * 1e9) for _ in range(4)] == [0, 100, 200, 300]

@@ -176,7 +176,7 @@ def test_known_servers_take_and_give_what_their_parameters_say() -> None:
         ("affine:alpha_ms=60001", "affine: alpha_ms is 60001, must be above 0 and at most 60000"),
         ("optimum:best=0", "optimum: best is 0, must be a whole number from 1 to 4096"),
         ("optimum:best=2.5", "optimum: best is 2.5, must be a whole number"),
-        ("exponential", "exponential serves one item at a time, and config b4 has max_batch 4; use --config b1"),
+        ("exponential", "exponential serves one item at a time, and config b4 has max_batch 4; it must be 1"),
         ("exponential:seed=-1__b1", "exponential: seed is -1, must be a whole number from 0 to 2147483647"),
         ("stall:at_s=-1", "stall: at_s is -1, must be from 0 to 86400"),
         ("stall:at_s=nan", "stall: at_s is nan, must be from 0"),

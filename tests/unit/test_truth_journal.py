@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from benchmarks.served import outcome
 from benchmarks.truth import __main__ as truth
 from benchmarks.truth.journal import Book, Line, at_most, finished, journal, table, told, within
 from brim.errors import Lost, NotReady
@@ -53,6 +56,30 @@ def test_a_part_that_failed_is_told_and_measured_again_and_the_others_go_on(
     assert "1 of 2 bounds missed, 1 parts failed" in said
     assert truth.main(everything) == 1
     assert calls == ["lost", "good", "bad", "lost"]
+
+
+def test_a_command_that_does_not_end_fails_its_part_and_not_the_others(
+    calls: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def slow(book: Book) -> None:
+        raise subprocess.TimeoutExpired("perf_analyzer", 180)
+
+    monkeypatch.setattr(truth, "PARTS", {"slow": slow, "good": truth.PARTS["good"]})
+    assert truth.main(["--out", str(tmp_path), "--part", "slow", "good"]) == 1
+    assert calls == ["good"]
+    assert "slow: not measured to its end: Command 'perf_analyzer' timed out" in capsys.readouterr().out
+
+
+def test_a_benchmark_whose_command_does_not_end_says_so_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(arguments: Sequence[str]) -> int:
+        raise subprocess.TimeoutExpired("perf_analyzer", 180)
+
+    monkeypatch.setattr("benchmarks.served.signal.signal", lambda *_: None)  # the test run keeps its own handler
+    assert outcome(main) == Lost.exit_code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "'perf_analyzer' timed out after 180 seconds" in line
 
 
 def test_a_part_that_needs_another_says_which(calls: list[str], tmp_path: Path) -> None:

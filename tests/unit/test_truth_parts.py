@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import subprocess
 from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn, cast
 
 import numpy as np
 import pytest
 
+from benchmarks.served import Served
 from benchmarks.slo_coverage import Searched, Studied, table
 from benchmarks.truth import (
+    bare_sender,
     capacity,
     coverage,
     ladder,
     loadgen,
+    loads,
     network,
     open_loop,
     simulator,
@@ -21,13 +29,17 @@ from benchmarks.truth import (
     slo_truth,
     stall,
 )
+from benchmarks.truth.journal import Book
 from benchmarks.truth.slo_truth import Crossing, Point
+from brim import disk
+from brim.errors import Lost
 from brim.records import Overheads, Slo, SloRate, Status
 from judging.open_truth import Latencies
 from judging.rows import ROW_DTYPE
 from judging.slo_model import Model
 from judging.slo_observed import Observed
 from judging.windows import Rows
+from loadtest.driver import LoadSpec
 from loadtest.loadgen import Summary
 from queueing.batcher import Batcher, Service
 
@@ -173,6 +185,50 @@ Request Rate: 360, throughput: 359.9 infer/sec, latency 100001 usec
     line = slo_search.peer_line(said, 177.4, 345.0)
     assert line.measured == "350.5/s (+1.59%) after 177 s"
     assert "no answer" in slo_search.peer_line("Failed to obtain stable measurement", 30.0, 345.0).measured
+
+
+def test_searches_that_were_finished_stand_though_a_later_one_or_the_peer_does_not_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made: list[Path] = []
+
+    def loadtest(on: object, *asked: str) -> Path:
+        made.append(tmp_path / f"run-{len(made)}")
+        if len(made) == 2:
+            raise Lost("`brim loadtest` did not end within 900 s")
+        if len(made) != 3:  # whose server was lost before it had an answer
+            disk.save(made[-1] / "slo.json", answer(350.0))
+        return made[-1]
+
+    monkeypatch.setattr(slo_search, "brim_loadtest", loadtest)
+    monkeypatch.setattr(slo_search, "fresh", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(slo_search, "truth_of", lambda figures, book: 350.0)
+    monkeypatch.setattr("benchmarks.search.perf_analyzer", lambda on, *told: ["perf_analyzer"])
+    monkeypatch.setattr(slo_search, "exclusive", contextlib.nullcontext)
+    monkeypatch.setattr(Book, "earlier", lambda self, part: {})
+    monkeypatch.setattr(subprocess, "run", timed_out)
+    book = Book("slo-search", tmp_path, share=1.0)
+    slo_search.run(book)
+    monkeypatch.undo()
+    lines = {line.what: line for line in book.close().lines}
+    held = [lines[f"search {number}: rate at the SLO"].held for number in (1, 2, 3, 4, 5)]
+    assert held == [True, False, False, True, True]
+    assert "900 s" in lines["search 2: rate at the SLO"].measured
+    assert "no answer" in lines["perf_analyzer --binary-search"].measured
+
+
+def timed_out(command: Sequence[str], *, timeout: float, **_: object) -> NoReturn:
+    """In place of subprocess.run."""
+    raise subprocess.TimeoutExpired(command, timeout)
+
+
+def test_brim_and_a_bare_sender_that_do_not_end_are_lost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    on = SimpleNamespace(folder=tmp_path, variant=SimpleNamespace(name="sleep"))
+    monkeypatch.setattr(subprocess, "run", timed_out)
+    with pytest.raises(Lost, match=r"`brim loadtest --slo-only` did not end within 900 s"):
+        loads.brim_loadtest(cast(Served, on), "--slo-only")
+    with pytest.raises(Lost, match="bare sender"):
+        bare_sender.lag_ms(cast(LoadSpec, on), tmp_path / "spec.json", limit_s=120.0)
 
 
 def test_a_network_must_be_on_the_right_side_of_its_slo() -> None:
