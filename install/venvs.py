@@ -58,10 +58,11 @@ def merged(found: State | None, wanted: State, *, exclusive: tuple[tuple[str, st
     """The wanted layers beside those already there, less those that exclude each other; on another Python alone."""
     if found is None or (found.python, found.version) != (wanted.python, wanted.version):
         return wanted
-    barred = {other for pair in exclusive for layer, other in (pair, pair[::-1]) if layer in wanted.layers}
-    stay = [layer for layer in found.layers if layer not in barred and layer not in wanted.layers]
     minor = wanted.version.rpartition(".")[0]
-    layers = {**wanted.layers, **{layer: digest(lock_file(minor, layer)) for layer in stay}}
+    barred = {other for pair in exclusive for layer, other in (pair, pair[::-1]) if layer in wanted.layers}
+    others = {layer: lock_file(minor, layer) for layer in found.layers if layer not in barred | wanted.layers.keys()}
+    # A layer without a lock is another version's of this checkout: what it held is no longer named, and goes.
+    layers = {**wanted.layers, **{layer: digest(lock) for layer, lock in others.items() if lock.is_file()}}
     if set(layers) - {"build", "core"}:
         layers.pop("core", None)  # every other layer holds the core
     return replace(wanted, layers=dict(sorted(layers.items())))

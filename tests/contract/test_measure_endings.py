@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,8 @@ from brim.records import Load, Run, Saturation, Server
 from experiments.measure import ledger as runs
 from serve import ledger
 from serve.executions import read_executions
-from tests.measuring import Bench, children_of, gone, row_bytes, start, until
+from tests.fakes import FakeServer
+from tests.measuring import FRONT_DOOR, Bench, children_of, gone, row_bytes, start, until
 
 pytestmark = pytest.mark.contract
 
@@ -60,6 +62,26 @@ def test_every_start_of_the_server_is_a_process_of_its_own_at_the_same_address(t
         assert logged == [load.items_ok for load in loads], "each start answered its own load, and no other"
     finally:
         ledger.stop(ledger.usable(bench.out), bench.out)
+
+
+def test_a_load_of_zero_completed_requests_fails_and_keeps_each_of_them_as_timed_out(tmp_path: Path) -> None:
+    # No window ever ends such a load, so its limit does.
+    short = "import experiments.measure.send\nexperiments.measure.send.LOAD_LIMIT_SECONDS = 2.0\n"
+    program = FRONT_DOOR.replace("main(sys", f"{short}main(sys")
+    loads = tmp_path / "loads.toml"
+    loads.write_text("request_timeout_seconds = 1\ndrain_seconds = 1\n")
+    with FakeServer(fault=lambda ordinal: "never") as server:
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path / "lock"), "loadtest", server.url, "tiny", "--concurrency",
+             "4", "--out", str(tmp_path), "--loads", str(loads)],
+            capture_output=True, text=True, cwd=layout.CHECKOUT, timeout=120, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (4, "brim: exit 4 (failing)"), done.stderr
+    assert "no number FAILING: 100.0% of the requests were not ok" in done.stdout
+    (run,) = layout.runs(tmp_path).glob("*")
+    (load,) = disk.load_lines(Load, run / "loads.jsonl")
+    assert (load.ok, load.timed_out, load.errors) == (0, load.sent, {"no answer within 1 s": load.sent})
+    assert load.sent == len(server.log) >= 4
 
 
 def test_a_server_that_does_not_come_back_is_lost_and_its_first_start_is_kept(tmp_path: Path) -> None:

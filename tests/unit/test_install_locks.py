@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,12 @@ def test_the_core_is_in_every_layer_and_no_work_of_its_own() -> None:
 
 def test_another_python_starts_anew() -> None:
     assert venvs.merged(state("load", version="3.12.1"), state("dev"), exclusive=PAIR) == state("dev")
+
+
+def test_a_layer_of_another_version_of_the_checkout_goes_as_no_lock_names_it_any_more() -> None:
+    found = state("load")
+    foreign = replace(found, layers={**found.layers, "of-another-branch": "0" * 64})
+    assert venvs.merged(foreign, state("dev"), exclusive=PAIR) == state("dev", "load")
 
 
 def test_a_lock_that_changed_is_work_and_one_that_did_not_is_none() -> None:
