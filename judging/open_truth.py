@@ -23,6 +23,8 @@ BEGINNING = 0.1
 MEAN_MS = 0.3
 #: … and the tail, which is hypersensitive to how long a batch takes, as a share.
 P99 = 0.05
+#: A request that was sent no longer ago may not be in the queue yet.
+UNDERWAY_NS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +57,49 @@ def overheads(alone: Stretch, pairs: Stretch, full: Stretch) -> Overheads | None
     wider = large.items - small.items
     per_item_ms = max(0.0, (large.gap_ms - small.gap_ms) / wider) if wider > 0.5 else 0.0
     fixed_ms = max(0.0, large.gap_ms - per_item_ms * large.items)
-    beyond_ms = alone.latency_ms - single.service_ms - fixed_ms - per_item_ms
+    return _overheads(alone, single.service_ms, fixed_ms, per_item_ms)
+
+
+def overheads_open(alone: Stretch, log: Log, rows: Rows) -> Overheads | None:
+    """From requests that find the server idle, and from an open load with batches of many sizes.
+
+    A closed loop answers and is refilled all at once; where requests come one by one, less is in the way of the next
+    batch. So occupancy is here the line through the gaps behind the batches of an open load, by their items, over those
+    behind which requests waited. None without such batches of two sizes, or where a request did not end well.
+    """
+    single = _handed_over(alone)
+    if single is None or measured(rows) is None:
+        return None
+    items, gap_ms = _gaps_while_waiting(log, rows)
+    if np.unique(items).size < 2:
+        return None
+    per_item_ms, fixed_ms = np.polyfit(items, gap_ms, 1)
+    return _overheads(alone, single.service_ms, max(0.0, float(fixed_ms)), max(0.0, float(per_item_ms)))
+
+
+def _overheads(alone: Stretch, service_ms: float, fixed_ms: float, per_item_ms: float) -> Overheads:
+    beyond_ms = alone.latency_ms - service_ms - fixed_ms - per_item_ms
     return Overheads(
         occupancy_ms=fixed_ms, occupancy_per_item_ms=per_item_ms, additive_ms=max(0.0, beyond_ms)
     )  # fmt: skip
+
+
+def _gaps_while_waiting(log: Log, rows: Rows) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Items of each batch behind which a request waited, and ms until the next began on its instance."""
+    sent = np.sort(rows[["sent_ns", "items"]], order="sent_ns")
+    first_ns, last_ns = int(sent["sent_ns"][0]), int(sent["sent_ns"][-1])
+    started = log.ended(first_ns, int(rows["done_ns"].max()))
+    there, taken = np.cumsum(sent["items"]), np.cumsum(started[:, 2])
+    items, gap_ms = [], []
+    for executions in log.instances:
+        inside = (executions[:-1, 0] >= first_ns) & (executions[:-1, 1] <= last_ns)
+        ended_ns = executions[:-1, 1][inside]
+        arrived = np.searchsorted(sent["sent_ns"], ended_ns - UNDERWAY_NS)
+        begun = np.searchsorted(started[:, 0], ended_ns)
+        waited = np.append(0, there)[arrived] > np.append(0, taken)[begun]
+        items.append(executions[:-1, 2][inside][waited])
+        gap_ms.append((executions[1:, 0][inside] - ended_ns)[waited] / 1e6)
+    return np.concatenate([np.empty(0, np.int64), *items]), np.concatenate([np.empty(0), *gap_ms])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,26 +137,30 @@ def measured(rows: Rows) -> Latencies | None:
     return _latencies((rows["done_ns"] - rows["intended_ns"])[compared(rows)] / 1e6)
 
 
-def foreseen(rows: Rows, log: Log, batcher: Batcher, overheads: Overheads) -> Latencies | None:
+def foreseen(rows: Rows, log: Log, batcher: Batcher, overheads: Overheads, *, faster: float = 1.0) -> Latencies | None:
     """Of the same requests, by the simulator: sent when they were, batches as long as the server logged them.
 
-    A batch's time is the mean of its size times how much its own logged time was off that; so the time of a size
-    that only the simulator forms is known, too. None where the log holds no batch of the load.
+    A batch's time is the mean of its size times how much the logged batch nearest to its start was off that; so the
+    time of a size that only the simulator forms is known, and a freeze of the machine meets the requests that it met.
+    `faster` lets the same requests come at that multiple of their rate, each sent as late as it was. None where the log
+    holds no batch of the load.
     """
     if not len(rows):
         return None
-    rows = rows[np.argsort(rows["sent_ns"], kind="stable")]
-    first_ns = int(rows["sent_ns"][0])
+    first_ns = int(rows["intended_ns"].min())
     executed = log.ended(first_ns, int(rows["done_ns"].max()))
     if not executed.size:
         return None
     mean_s, noise = service_times(executed, batcher.max_batch)
+    due_s = (rows["intended_ns"] - first_ns) / 1e9 / faster
+    sent_s = due_s + (rows["sent_ns"] - rows["intended_ns"]) / 1e9
+    order = np.argsort(sent_s, kind="stable")
     simulated = open_loop(
-        (rows["sent_ns"] - first_ns) / 1e9, batcher, Service.of(batcher, lambda size: float(mean_s[size - 1])),
-        overheads, items=rows["items"].astype(np.int32), noise=noise,
+        sent_s[order], batcher, Service.of(batcher, lambda size: float(mean_s[size - 1])), overheads,
+        items=rows["items"][order].astype(np.int32), noise=noise, noise_at_s=(executed[:, 0] - first_ns) / 1e9 / faster,
     )  # fmt: skip
-    since_intended_ms = simulated.done_s * 1e3 - (rows["intended_ns"] - first_ns) / 1e6
-    return _latencies(since_intended_ms[compared(rows)])
+    since_intended_s = simulated.done_s - due_s[order]
+    return _latencies(since_intended_s[compared(rows)[order]] * 1e3)
 
 
 def service_times(executed: Executions, max_batch: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

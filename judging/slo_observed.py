@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from brim.records import Slo, StatsRead, Status
 from judging.edges import Nanoseconds, whole_batch_edges
-from judging.tolerances import PLACES_FULL
+from judging.tolerances import LATE_SHARE, PLACES_FULL, SENT_LATE
 from judging.windows import Rows, answered
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -48,6 +48,17 @@ class Observed:
         return float(np.mean(ended != Status.OK)) if ended.size else 1.0
 
 
+def ended_otherwise(status: npt.NDArray[np.uint8]) -> str:
+    """How requests ended that were not answered well: `250 (25.0%) rejected, 3 (0.3%) failed of 1000 requests`."""
+    ended = status[status != Status.CANCELLED]
+    counts = {
+        word: int(np.count_nonzero(ended == kind))
+        for kind, word in ((Status.REJECTED, "rejected"), (Status.TIMED_OUT, "timed out"), (Status.FAILED, "failed"))
+    }
+    told = ", ".join(f"{count} ({count / ended.size:.1%}) {word}" for word, count in counts.items() if count)
+    return f"{told} of {ended.size} requests" if told else ""
+
+
 def latencies(observed: Observed) -> Floats:
     """Seconds from intended to answered, by the schedule; inf for what was rejected, failed, late beyond its deadline
     or never sent, which are over any limit.
@@ -79,6 +90,24 @@ def sent_late(observed: Observed, late_ms: float) -> float:
     if due > at_ns.size and (not at_ns.size or free[-1]):
         late += due - at_ns.size
     return late / max(1, due)
+
+
+def late_words(seen: Observed, slo: Slo) -> str:
+    """Why a load shows the client and not the server; "" if it shows the server.
+
+    Latency counts from the intended time, so a late client is in it. What waited for a place in flight is the server's.
+    """
+    late_ms = LATE_SHARE * slo.limit_ms
+    share = sent_late(seen, late_ms)
+    if share <= min(SENT_LATE, slo.over_allowed):
+        return ""
+    lag_ns = seen.rows["sent_ns"] - seen.rows["intended_ns"]
+    lag_ms = float(np.percentile(lag_ns, 99)) / 1e6 if lag_ns.size else math.inf
+    unsent = (seen.offsets_ns.size if seen.offsets_ns is not None else 0) - seen.rows.size
+    return (
+        f"the client could not keep to the schedule: it sent {share:.1%} of the requests over {late_ms:.3g} ms late or "
+        f"never, with places in flight to spare (lag p99 {lag_ms:.3g} ms, {max(0, unsent)} never sent)"
+    )
 
 
 def service_latencies(observed: Observed) -> Floats:

@@ -103,7 +103,7 @@ LIMITS_WITHIN: Final = 0.9
 LATE_SHARE: Final = 0.1
 #: … unless this share of the places for requests in flight was taken: then it waited for the server.
 PLACES_FULL: Final = 0.9
-#: More requests than this sent late by the client's own fault, and the point shows the client.
+#: More requests than this, or than an SLO allows to be late, sent late by the client's own fault: it shows the client.
 SENT_LATE: Final = 0.01
 
 # ---------------------------------------------------------------------------- open loop

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brim.errors import UsageError
-from brim.records import LoadPoint
+from brim.records import Arrivals, LoadPoint
 
 Offsets = NDArray[np.int64]
 
@@ -42,16 +42,20 @@ def gamma(rate_per_s: float, cv: float, seconds: float, seed: int) -> Offsets:
     return _by_gaps(lambda size: cv**2 * random.standard_gamma(cv**-2, size), rate_per_s, seconds)
 
 
+def by_law(law: Arrivals | None, rate_per_s: float, seconds: float, *, cv: float | None, seed: int | None) -> Offsets:
+    """The arrivals of a law that has a name: constant, poisson or gamma."""
+    if law == "constant":
+        return constant(rate_per_s, seconds)
+    if law == "poisson":
+        return poisson(rate_per_s, seconds, seed or 0)
+    if law == "gamma":
+        return gamma(rate_per_s, cv or 0.0, seconds, seed or 0)
+    raise UsageError(f"no law gives the arrivals of {law!r}: a trace is read from its file")
+
+
 def offsets_of(point: LoadPoint, seconds: float) -> Offsets:
-    """The arrivals of an open-loop point whose law is constant, poisson or gamma."""
-    rate, seed = point.rate_per_s or 0.0, point.seed or 0
-    if point.arrivals == "constant":
-        return constant(rate, seconds)
-    if point.arrivals == "poisson":
-        return poisson(rate, seconds, seed)
-    if point.arrivals == "gamma":
-        return gamma(rate, point.cv or 0.0, seconds, seed)
-    raise UsageError(f"no law gives the arrivals of {point.arrivals!r}: a trace is read from its file")
+    """The arrivals of an open-loop point."""
+    return by_law(point.arrivals, point.rate_per_s or 0.0, seconds, cv=point.cv, seed=point.seed)
 
 
 def read_trace(file: Path) -> Offsets:

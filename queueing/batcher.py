@@ -19,6 +19,7 @@ Floats = NDArray[np.float64]
 NONE = Overheads(occupancy_ms=0.0, occupancy_per_item_ms=0.0, additive_ms=0.0)
 NO_ITEMS = np.empty(0, dtype=np.int32)  # every request carries one
 STEADY = np.ones(1)
+BY_ORDER = np.empty(0)  # noise that is of no instant
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +110,14 @@ def open_loop(
     *,
     items: NDArray[np.integer] | None = None,
     noise: Floats | None = None,
+    noise_at_s: Floats | None = None,
     service_s: Floats | None = None,
 ) -> Simulated:
     """Requests that arrive at sorted times, whatever becomes of those before them; served to the last.
 
-    `noise` multiplies the service times of successive batches, and repeats. `service_s` are recorded service times
-    by order of execution, taken instead of both; they repeat too. `items` are those of each request, else 1.
+    `noise` multiplies the service times of successive batches, and repeats; with `noise_at_s`, as many sorted instants,
+    a batch takes the one nearest to its start. `service_s` are recorded service times by order of execution, taken
+    instead of both; they repeat too. `items` are those of each request, else 1.
     """
     arrivals_s = _floats(arrivals_s)
     ordered = bool((arrivals_s[1:] >= arrivals_s[:-1]).all() and np.isfinite(arrivals_s[-1:]).all())
@@ -122,7 +125,8 @@ def open_loop(
     carried = NO_ITEMS if items is None else _carried(items, arrivals_s.size, batcher)
     if service_s is not None:
         service, noise = Service(np.ones_like(service.seconds)), service_s
-    return _simulate(arrivals_s, 0, batcher, service, overheads, carried, noise)
+    until = None if noise is None or noise_at_s is None else _between(noise_at_s, noise.size)
+    return _simulate(arrivals_s, 0, batcher, service, overheads, carried, noise, until)
 
 
 def closed_loop(
@@ -147,6 +151,7 @@ def _simulate(
     overheads: Overheads,
     items: NDArray[np.int32],
     noise: Floats | None,
+    noise_until: Floats | None = None,
 ) -> Simulated:
     from queueing import kernel  # numba takes half a second to import: only who simulates waits for it
 
@@ -168,7 +173,8 @@ def _simulate(
         _floats(service.seconds),
         occupancy,
         service.contended, overheads.additive_ms / 1e3,
-        batcher.max_batch, batcher.preferred_flags, batcher.delay_s, batcher.max_queue, batcher.timeout_s, factors,
+        batcher.max_batch, batcher.preferred_flags, batcher.delay_s, batcher.max_queue, batcher.timeout_s,
+        factors, BY_ORDER if noise_until is None else noise_until,
         start, done, outcome, batch_start, batch_end, batch_items, batch_instance,
     )  # fmt: skip
     return Simulated(
@@ -188,6 +194,13 @@ def _carried(items: NDArray[np.integer], requests: int, batcher: Batcher) -> NDA
     fits = bool(((items >= 1) & (items <= batcher.max_batch)).all())
     _require(fits, f"a request carries no item, or more than the {batcher.max_batch} of a batch")
     return np.require(items, np.int32, ["C", "W", "E"])
+
+
+def _between(instants_s: Floats, drawn: int) -> Floats:
+    """Until when each instant but the last is the nearest."""
+    ordered = instants_s.size == drawn and bool((instants_s[1:] >= instants_s[:-1]).all())
+    _require(ordered, f"{instants_s.size} instants for noise of {drawn}, or they are not sorted")
+    return _floats((instants_s[1:] + instants_s[:-1]) / 2)
 
 
 def _floats(values: Floats) -> Floats:

@@ -34,14 +34,16 @@ def compiled(function: Function) -> Function:
 @compiled
 def run(
     arrival: Floats, clients: int, items: Counts, service: Floats, occupancy: Floats, contended: bool, additive: float,
-    max_batch: int, preferred: Flags, delay: float, max_queue: int, timeout: float, noise: Floats,
+    max_batch: int, preferred: Flags, delay: float, max_queue: int, timeout: float,
+    noise: Floats, noise_until: Floats,
     start: Floats, done: Floats, outcome: Marks,
     batch_start: Floats, batch_end: Floats, batch_items: Counts, batch_instance: Counts,
 ) -> int:  # fmt: skip
     """Serve all requests and give the number of batches; times in seconds, outcome all OK at first.
 
     `clients` > 0 closes the loop: they send the first arrivals, and each answer brings on the next.
-    No items = one a request. `preferred` by batch size, up to the largest. Noise repeats when it is used up.
+    No items = one a request. `preferred` by batch size, up to the largest. Noise repeats when it is used up; with
+    `noise_until` a batch takes the first whose instant lies behind its start, or the last.
     """
     instances = service.shape[0]
     ends = np.full(instances, np.inf)  # inf = idle
@@ -95,7 +97,8 @@ def run(
                     waiting -= 1
             idle = np.argmax(ends)
             busy += 1
-            size[idle], factor[idle] = formed, noise[batches % noise.size]
+            drawn = np.searchsorted(noise_until, now) if noise_until.size > 0 else batches % noise.size
+            size[idle], factor[idle] = formed, noise[drawn]
             since[idle], left[idle] = now, 1.0
             ends[idle] = now + held(service, occupancy, busy, size[idle], factor[idle])
             first[idle], last[idle], number[idle] = head, stop, batches

@@ -9,7 +9,7 @@ import contextlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from brim.errors import Lost
 from brim.records import LoadPoint, Overheads, Variant
 from experiments.measure.rates import OUTSTANDING
 from experiments.measure.run import exclusive
-from judging.open_truth import Stretch, overheads, service_times
+from judging.open_truth import Stretch, overheads, overheads_open, service_times
 from judging.slo_model import Model
 from judging.slo_observed import Observed, service_latencies, throughput
 from judging.truth import Log
@@ -40,6 +40,10 @@ LIMIT_S = 900.0
 FROZEN_S = 8.0
 #: Between requests that find the server idle; five of the slowest batches that it is asked of.
 APART_S = 0.1
+#: Of its capacity: batches of all sizes, and mostly a request that waits behind them. So much longer, as it is random.
+BUSY_SHARE, BUSY_TIMES = 0.85, 2.5
+#: Seeds from here on are of loads that overheads are measured by, and of none that is judged.
+FREEZING = 100
 
 
 @contextlib.contextmanager
@@ -133,24 +137,44 @@ class Frozen:
         service = Service.of(self.batcher, lambda size: float(mean_s[size - 1]))
         return Model(batcher=self.batcher, service=service, overheads=self.overheads, noise=factors)
 
+    def until(self, after: Frozen) -> Frozen:
+        """For what is measured between these loads and later ones: a machine drifts by a tenth of a millisecond."""
+        means = {
+            name: (getattr(self.overheads, name) + getattr(after.overheads, name)) / 2
+            for name in ("occupancy_ms", "occupancy_per_item_ms", "additive_ms")
+        }
+        return replace(self, overheads=Overheads(**means))
 
-def freeze(on: Served, *, seconds: float, from_idle: bool = False) -> Frozen:
-    """One request alone, two an instance, and two full batches an instance; Lost if they leave no batch.
 
-    `from_idle`: each request alone finds a server that has been idle for long, as in an open loop, and not one that has
-    just answered: a processor that sleeps takes 0.1 to 0.3 ms to wake.
-    """
-    batcher = Batcher.of(on.variant.config)
-    apart = constant(1 / APART_S, seconds)
-    alone = opened(on, apart, rate=1 / APART_S, seconds=seconds) if from_idle else closed(on, 1, seconds=seconds)
-    loads = [alone, *(closed(on, n, seconds=seconds) for n in (2 * batcher.instances, on.target.full))]
+def freeze(on: Served, *, seconds: float) -> Frozen:
+    """For a closed loop: one request alone, two an instance, and two full batches an instance; Lost without batches."""
+    instances = on.variant.config.instances
+    loads = [closed(on, n, seconds=seconds) for n in (1, 2 * instances, on.target.full)]
     log = log_of(on)
-    found = overheads(*(_stretch(log, load) for load in loads))
+    return _frozen(on, log, overheads(*(_stretch(log, load) for load in loads)), loads, full=loads[-1])
+
+
+def freeze_open(on: Served, *, seconds: float, seed: int) -> Frozen:
+    """For an open loop: requests that find the server idle, full batches, and Poisson arrivals; Lost without batches.
+
+    A server that has been idle for long answers later than one that has just answered: a processor that sleeps takes
+    0.1 to 0.3 ms to wake.
+    """
+    alone = opened(on, constant(1 / APART_S, seconds), rate=1 / APART_S, seconds=seconds)
+    full = closed(on, on.target.full, seconds=seconds)
+    capacity, _ = in_numbers(log_of(on), full)
+    busy = poisson_load(on, rate=BUSY_SHARE * capacity, seconds=BUSY_TIMES * seconds, seed=seed)
+    log = log_of(on)
+    return _frozen(on, log, overheads_open(_stretch(log, alone), log, busy.rows), [alone, full, busy], full=full)
+
+
+def _frozen(on: Served, log: Log, found: Overheads | None, loads: Sequence[Observed], *, full: Observed) -> Frozen:
     if found is None:
         raise Lost("the loads that overheads are measured by left none of their batches in the log")
-    capacity, _ = in_numbers(log, loads[-1])
+    capacity, _ = in_numbers(log, full)
     return Frozen(
-        batcher=batcher, overheads=found, capacity=capacity, start_ns=loads[0].start_ns, end_ns=loads[-1].end_ns
+        batcher=Batcher.of(on.variant.config), overheads=found, capacity=capacity, start_ns=loads[0].start_ns,
+        end_ns=loads[-1].end_ns,
     )  # fmt: skip
 
 

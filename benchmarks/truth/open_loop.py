@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.served import Served, load_spec
 from benchmarks.truth import bare_sender
 from benchmarks.truth.journal import Book, Line, at_most, told, within
-from benchmarks.truth.loads import FROZEN_S, Frozen, at_rate, freeze, fresh, log_of, opened
+from benchmarks.truth.loads import FREEZING, FROZEN_S, Frozen, at_rate, freeze_open, fresh, log_of, opened
 from brim import disk
 from brim.errors import Lost
 from experiments.calibrate.plan import variant
@@ -43,17 +43,25 @@ def run(book: Book) -> None:
     sleep = variant("sleep", {"service_ms": 20.0}, max_batch=8, instances=1)
     seconds, lags = book.scaled(LOAD_S), []
     with fresh(sleep, book.folder) as on:
-        frozen = freeze(on, seconds=book.scaled(FROZEN_S), from_idle=True)
-        book.add(told("sleep, k=1: frozen beforehand", frozen.words))
+        before = _frozen(book, on, 0)
         for number, share in enumerate((*IN_LATENCY, IN_RATE)):
-            rate = share * frozen.capacity
+            rate = share * before.capacity
             offsets_ns = poisson(rate, seconds, seed=number + 1)
             bare = _bare(on, offsets_ns, rate, seconds) if number % 2 else None
             load = opened(on, offsets_ns, rate=rate, seconds=seconds)
             bare = _bare(on, offsets_ns, rate, seconds) if bare is None else bare
             lags.append((lag_p99_ms(load.rows), bare))
-            book.add(*judged(share, load, log_of(on), frozen, len(offsets_ns)))
+            after = _frozen(book, on, number + 1)
+            book.add(*judged(share, load, log_of(on), before.until(after), len(offsets_ns)))
+            before = after
     book.add(lag_line(lags))
+
+
+def _frozen(book: Book, on: Served, number: int) -> Frozen:
+    """Before the first load and after each: what a batch costs is the mean of both sides."""
+    found = freeze_open(on, seconds=book.scaled(FROZEN_S), seed=FREEZING + number)
+    book.add(told(f"sleep, k=1: frozen {'before' if number == 0 else f'after load {number}'}", found.words))
+    return found
 
 
 def judged(share: float, load: Observed, log: Log, frozen: Frozen, due: int) -> list[Line]:
@@ -66,7 +74,7 @@ def judged(share: float, load: Observed, log: Log, frozen: Frozen, due: int) -> 
         return [mean_line(what, seen, simulated), within(f"{what}: p99", seen.p99, simulated.p99, P99, " ms")]
 
     def at(factor: float) -> Latencies:
-        found = foreseen(stretched(load.rows, factor), log, frozen.batcher, frozen.overheads)
+        found = foreseen(load.rows, log, frozen.batcher, frozen.overheads, faster=factor)
         assert found is not None  # it is the same log
         return found
 
@@ -108,15 +116,6 @@ def rate_error(seen: float, simulated: Callable[[float], float]) -> float | None
         middle = (low + high) / 2
         low, high = (middle, high) if simulated(middle) < seen else (low, middle)
     return (low + high) / 2 - 1
-
-
-def stretched(rows: Rows, factor: float) -> Rows:
-    """The same requests, `factor` times as fast; each as late as it was."""
-    first_ns = rows["intended_ns"].min()
-    found = rows.copy()
-    found["intended_ns"] = first_ns + np.rint((rows["intended_ns"] - first_ns) / factor).astype(np.int64)
-    found["sent_ns"] = found["intended_ns"] + (rows["sent_ns"] - rows["intended_ns"])
-    return found
 
 
 def lag_p99_ms(rows: Rows) -> float:

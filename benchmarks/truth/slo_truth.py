@@ -14,7 +14,16 @@ import numpy as np
 
 from benchmarks.served import Served
 from benchmarks.truth.journal import Book, told
-from benchmarks.truth.loads import FROZEN_S, Frozen, by_perf_analyzer, freeze, fresh, log_of, poisson_load
+from benchmarks.truth.loads import (
+    FREEZING,
+    FROZEN_S,
+    Frozen,
+    by_perf_analyzer,
+    freeze_open,
+    fresh,
+    log_of,
+    poisson_load,
+)
 from brim.errors import Lost
 from brim.records import Slo, Status, Variant
 from experiments.calibrate.plan import variant
@@ -70,7 +79,7 @@ def run_perf_analyzer(book: Book) -> None:
 
 def _run(book: Book, generator: Generator) -> None:
     with fresh(server(), book.folder) as on:
-        frozen = freeze(on, seconds=book.scaled(FROZEN_S), from_idle=True)
+        frozen = freeze_open(on, seconds=book.scaled(FROZEN_S), seed=FREEZING)
         around = simulated(frozen, on)
         book.add(told("frozen beforehand", frozen.words), told("simulated with those service times", f"{around:.2f}/s"))
         points, rates = [], []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -118,3 +120,63 @@ def test_a_load_with_a_failed_request_has_no_latency_to_compare() -> None:
     assert open_truth.measured(rows) is None
     assert open_truth.measured(rows[:0]) is None
     assert open_truth.foreseen(rows, Log.of({}), batcher, COSTS) is None
+
+
+def test_a_freeze_of_the_machine_meets_the_requests_that_it_met_whatever_was_served_before_it() -> None:
+    """Client and server stand still for 120 ms: a simulator that puts the long batch elsewhere counts it twice."""
+    batcher, service = Batcher(max_batch=8), Service.of(Batcher(max_batch=8), lambda _: 0.020)
+    due_s = arrivals.poisson(280.0, 10.0, seed=5) / 1e9
+    began_s = open_loop(due_s, batcher, service, COSTS).batch_start_s
+    frozen_s = began_s[began_s.size // 2]
+    sent_s = np.where((due_s > frozen_s) & (due_s < frozen_s + 0.12), frozen_s + 0.12, due_s)
+    seen = open_loop(sent_s, batcher, service, COSTS, noise=np.where(began_s == frozen_s, 6.0, 1.0))
+    rows = a_load(seen)
+    rows["intended_ns"] = (START_NS + np.rint(due_s * 1e9))[np.argsort(seen.done_s, kind="stable")]
+    slower = replace(COSTS, occupancy_ms=COSTS.occupancy_ms + 0.05)  # forms a few batches less by then
+    found, told = open_truth.measured(rows), open_truth.foreseen(rows, a_log(seen, COSTS), batcher, slower)
+    assert found is not None and told is not None
+    assert told.mean == pytest.approx(found.mean, abs=0.6)  # 4 ms if it is counted twice
+    assert told.p99 == pytest.approx(found.p99, abs=20.0)  # 107 ms: what a batch is more or less
+
+
+def test_the_same_requests_may_come_faster_each_as_late_as_it_was() -> None:
+    """At a rate that is scaled, requests that never meet keep their latency; those that do wait longer."""
+    batcher = Batcher(max_batch=1)
+    at_s = arrivals.constant(20.0, 20.0) / 1e9
+    seen = open_loop(at_s, batcher, Service.of(batcher, lambda _: 0.020), COSTS)
+    rows, log = a_load(seen, lag_s=0.002), a_log(seen, COSTS)
+    alone = 2.0 + 20.0 + 0.55 + 0.3
+
+    def at(faster: float) -> float:
+        told = open_truth.foreseen(rows, log, batcher, COSTS, faster=faster)
+        assert told is not None
+        return told.mean
+
+    assert at(1.0) == pytest.approx(alone, abs=1e-3)
+    assert at(2.0) == pytest.approx(alone, abs=1e-3)  # 25 ms apart
+    assert at(2.5) > alone + 20  # 20 ms apart: each waits longer than the one before it
+
+
+def test_the_overheads_of_an_open_loop_come_out_of_it() -> None:
+    batcher = Batcher(max_batch=8)
+    at_s = arrivals.poisson(320.0, 20.0, seed=6) / 1e9
+    seen = open_loop(at_s, batcher, Service.of(batcher, lambda b: 0.018 + 0.0002 * b), COSTS)
+    rows, log = a_load(seen), a_log(seen, COSTS)
+    alone = a_stretch(1, service_ms=18.2, latency_ms=18.2 + 0.55 + 0.3)
+    found = open_truth.overheads_open(alone, log, rows)
+    assert found is not None
+    assert found.occupancy_ms == pytest.approx(COSTS.occupancy_ms, abs=1e-3)
+    assert found.occupancy_per_item_ms == pytest.approx(COSTS.occupancy_per_item_ms, abs=1e-4)
+    assert found.additive_ms == pytest.approx(COSTS.additive_ms, abs=1e-3)
+
+
+def test_an_open_loop_whose_requests_never_wait_or_fail_tells_no_overheads() -> None:
+    batcher = Batcher(max_batch=8)
+    alone = a_stretch(1, service_ms=20.0, latency_ms=20.85)
+    seen = open_loop(arrivals.constant(25.0, 4.0) / 1e9, batcher, Service.of(batcher, lambda _: 0.020), COSTS)
+    assert open_truth.overheads_open(alone, a_log(seen, COSTS), a_load(seen)) is None
+    busy = open_loop(arrivals.poisson(320.0, 4.0, seed=6) / 1e9, batcher, Service.of(batcher, lambda _: 0.020), COSTS)
+    rows = a_load(busy)
+    assert open_truth.overheads_open(alone, a_log(busy, COSTS), rows) is not None
+    rows["status"][50] = Status.FAILED
+    assert open_truth.overheads_open(alone, a_log(busy, COSTS), rows) is None

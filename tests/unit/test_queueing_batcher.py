@@ -122,6 +122,14 @@ def test_noise_multiplies_successive_batches_and_recorded_times_replace_them() -
     assert run.done_s.tolist() == [0.25, 3.25, 3.75]
 
 
+def test_noise_of_an_instant_meets_the_batch_that_starts_nearest_to_it() -> None:
+    freeze = {"noise": np.array([1.0, 3.0, 1.0]), "noise_at_s": np.array([0.0, 4.0, 9.0])}
+    assert at([0, 4.2, 9], Batcher(1), **freeze).done_s.tolist() == [1, 7.2, 10]
+    # One batch more or less before it, and it is the same requests that a freeze meets.
+    assert at([0, 1, 4.2, 9], Batcher(1), **freeze).done_s.tolist() == [1, 2, 7.2, 10]
+    assert at([3.5, 20], Batcher(1), **freeze).done_s.tolist() == [6.5, 21]
+
+
 def test_two_busy_instances_share_one_rate_of_work() -> None:
     """The first does half its work alone, the other half at half the pace; so does the second, the other way round."""
     shared = Service(np.array([[1.0], [2.0]]))
@@ -351,6 +359,9 @@ def test_what_makes_no_load_is_refused() -> None:
     for noise in (np.array([]), np.array([-1.0]), np.array([np.nan])):
         with pytest.raises(UsageError, match="noise"):
             at([0], batcher, noise=noise)
+    for instants in ([1.0, 0.0], [0.0]):
+        with pytest.raises(UsageError, match="instants for noise of 2"):
+            at([0], batcher, noise=np.ones(2), noise_at_s=np.array(instants))
     for early in (
         Overheads(occupancy_ms=-1001, occupancy_per_item_ms=0, additive_ms=0),
         Overheads(occupancy_ms=0, occupancy_per_item_ms=0, additive_ms=-1),

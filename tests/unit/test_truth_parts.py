@@ -6,6 +6,7 @@ import contextlib
 import math
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn, cast
@@ -30,6 +31,7 @@ from benchmarks.truth import (
     stall,
 )
 from benchmarks.truth.journal import Book
+from benchmarks.truth.loads import Frozen
 from benchmarks.truth.slo_truth import Crossing, Point
 from brim import disk
 from brim.errors import Lost
@@ -101,12 +103,17 @@ def test_the_rate_error_is_by_how_much_the_simulated_rate_must_be_scaled() -> No
     assert open_loop.rate_error(queue(1.08), queue) is None
 
 
-def test_scaled_requests_come_faster_and_are_as_late_as_they_were() -> None:
-    rows = rows_of([0, 100, 300], [1, 2, 3], [20, 20, 20])
-    twice = open_loop.stretched(rows, 2.0)
-    assert ((twice["intended_ns"] - START_NS) / MS).tolist() == [0, 50, 150]
-    assert ((twice["sent_ns"] - twice["intended_ns"]) / MS).tolist() == [1, 2, 3]
-    assert ((rows["intended_ns"] - START_NS) / MS).tolist() == [0, 100, 300]  # what was recorded stays
+def test_between_two_freezes_a_batch_costs_their_mean() -> None:
+    later = Overheads(occupancy_ms=0.7, occupancy_per_item_ms=0.06, additive_ms=0.1)
+    before = Frozen(batcher=Batcher(8), overheads=model(1).overheads, capacity=380.0, start_ns=0, end_ns=1)
+    between = before.until(replace(before, overheads=later, capacity=1.0))
+    first = before.overheads
+    assert between.overheads == Overheads(
+        occupancy_ms=(first.occupancy_ms + 0.7) / 2,
+        occupancy_per_item_ms=(first.occupancy_per_item_ms + 0.06) / 2,
+        additive_ms=(first.additive_ms + 0.1) / 2,
+    )
+    assert between.capacity == 380.0
 
 
 def test_a_mean_is_held_in_milliseconds_and_a_rate_in_percent() -> None:
