@@ -48,15 +48,20 @@ class Observed:
         return float(np.mean(ended != Status.OK)) if ended.size else 1.0
 
 
-def ended_otherwise(status: npt.NDArray[np.uint8]) -> str:
-    """How requests ended that were not answered well: `250 (25.0%) rejected, 3 (0.3%) failed of 1000 requests`."""
+def ended_otherwise(status: npt.NDArray[np.uint8], above: float = 0.0) -> str:
+    """How requests ended that were not answered well: `250 (25.0%) rejected, 3 (0.3%) failed of 1000 requests`.
+
+    Nothing if they are no more than the share `above`.
+    """
     ended = status[status != Status.CANCELLED]
     counts = {
         word: int(np.count_nonzero(ended == kind))
         for kind, word in ((Status.REJECTED, "rejected"), (Status.TIMED_OUT, "timed out"), (Status.FAILED, "failed"))
     }
+    if sum(counts.values()) <= above * ended.size:
+        return ""
     told = ", ".join(f"{count} ({count / ended.size:.1%}) {word}" for word, count in counts.items() if count)
-    return f"{told} of {ended.size} requests" if told else ""
+    return f"{told} of {ended.size} requests"
 
 
 def latencies(observed: Observed) -> Floats:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import join
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +24,9 @@ from serve import doctor as judgement
 from serve import remote as elsewhere
 from serve.ports import Ports, pick
 from serve.readiness import VariantState
+
+if TYPE_CHECKING:
+    from serve.variants import Built
 
 _PORT = click.IntRange(1, 65535)
 _EMBEDDED_WAIT_S = 300.0
@@ -52,18 +55,6 @@ class Request:
     image: str
     run: bool
     replace: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Built:
-    """Variants whose folders are as they should be, and why the others' are not."""
-
-    good: tuple[Variant, ...]
-    failed: Mapping[str, BrimError]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(variant.name for variant in self.good)
 
 
 def may_be_remote(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -144,12 +135,12 @@ def _serve_remote(say: Say, out: Path, url: str, models: Sequence[str], allowed:
 def _serve_here(
     say: Say, request: Request, models: Sequence[str], configs: Sequence[str], configs_file: Path | None
 ) -> int:
-    from serve.variants import plan_variants  # half a second of protobuf, only for the verb that writes configs
+    from serve.variants import build_all, plan_variants  # half a second of protobuf, only where configs are written
 
     _sweep(say, request.out, request.repository)
     variants = plan_variants(models, configs, out=request.out, configs_file=configs_file, mode=request.mode)
     old = ledger.current(request.out)
-    built = build_all(variants, request, ledger.viewed(request.repository))
+    built = build_all(variants, out=request.out, repository=request.repository)
     changed = {
         name for name, why in built.failed.items() if isinstance(why, NoResource) and old and name in old.variants
     }
@@ -166,7 +157,7 @@ def _serve_here(
             return _tell(say, _look(old), built.failed)
         _preflight(request, built.good, old)
         _make_way(say, request.out, old, reason)
-        built = build_all(variants, request, ledger.viewed(request.repository))
+        built = build_all(variants, out=request.out, repository=request.repository)
     return _start(say, request, built)
 
 
@@ -180,21 +171,6 @@ def _why_new(old: Server, request: Request, built: Built, changed: Collection[st
         states=_look(old).variants if ledger.is_ours(old) else None,
         replace=request.replace,
     )
-
-
-def build_all(variants: Sequence[Variant], request: Request, viewed: Collection[str]) -> Built:
-    """Write each variant's folder; one that cannot be written does not keep the others from being served."""
-    from serve.variants import build
-
-    gpu = machine.nvidia_driver_answers()
-    good, failed = [], {}
-    for variant in variants:
-        try:
-            build(variant, out=request.out, repository=request.repository, viewed=viewed, gpu=gpu)
-            good.append(variant)
-        except BrimError as error:
-            failed[variant.name] = error
-    return Built(good=tuple(good), failed=failed)
 
 
 def _sweep(say: Say, out: Path, repository: Path) -> list[str]:

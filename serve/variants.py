@@ -11,13 +11,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from brim import codec, disk, layout
-from brim.errors import NoResource, UsageError, did_you_mean
+from brim import codec, disk, layout, machine
+from brim.errors import BrimError, NoResource, UsageError, did_you_mean
 from brim.records import KnownServer, ModelCard, ServingConfig, Variant
 from serve import configs as serving
-from serve import known
+from serve import known, ledger
 
 Link = Callable[[Path, Path], None]
 
@@ -132,6 +133,31 @@ def build(
             )
         _write(folder, texts, artifact, link)
     return folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """Variants whose folders are as they should be, and why the others' are not."""
+
+    good: tuple[Variant, ...]
+    failed: Mapping[str, BrimError]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(variant.name for variant in self.good)
+
+
+def build_all(variants: Sequence[Variant], *, out: Path, repository: Path) -> Built:
+    """Write each variant's folder; one that cannot be written does not keep the others from being served."""
+    viewed, gpu = ledger.viewed(repository), machine.nvidia_driver_answers()
+    good, failed = [], {}
+    for variant in variants:
+        try:
+            build(variant, out=out, repository=repository, viewed=viewed, gpu=gpu)
+            good.append(variant)
+        except BrimError as error:
+            failed[variant.name] = error
+    return Built(good=tuple(good), failed=failed)
 
 
 def load_variant(repository: Path, name: str) -> Variant:

@@ -78,15 +78,21 @@ class Heard:
 
 
 def heard(out: Path, *words: str, capfd: pytest.CaptureFixture[str], lock: str = "measuring.lock") -> Heard:
-    """`brim loadtest` in this process, with FRONT_DOOR's changes; signals are heard as before afterwards."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    capfd.readouterr()
-    with pytest.MonkeyPatch.context() as changed, pytest.raises(SystemExit) as ended:
+    """`brim loadtest` in this process, with FRONT_DOOR's changes."""
+    with pytest.MonkeyPatch.context() as changed:
         changed.setattr(ledger, "machine_lock", lambda: out / lock)
         for name in ("FIGURE", "SEARCH"):
             changed.setattr(send, name, plan.Length(bins=BINS, slack=1.5, longer_s=1.0))
+        return heard_of("loadtest", *words, "--out", str(out), capfd=capfd)
+
+
+def heard_of(*words: str, capfd: pytest.CaptureFixture[str]) -> Heard:
+    """`brim` in this process; signals are heard as before afterwards."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
         try:
-            cli.main(["loadtest", *words, "--out", str(out)])
+            cli.main(words)
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)

@@ -23,6 +23,7 @@ from brim.records.answers import (
     SloTrial,
     Verdict,
 )
+from brim.records.counters import Gpu, ServerDelta, StatsRead, StepCount
 from brim.records.loads import (
     ROW,
     ROW_HEADER,
@@ -33,17 +34,13 @@ from brim.records.loads import (
     Batching,
     Cpu,
     EnsembleStep,
-    Gpu,
     Latency,
     Load,
     LoadPoint,
     Protocol,
     Purpose,
     Sender,
-    ServerDelta,
-    StatsRead,
     Status,
-    StepCount,
     Target,
     TargetLimit,
     Transport,

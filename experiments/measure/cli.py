@@ -23,7 +23,7 @@ from loadtest.plan import LOAD_LIMIT_SECONDS
 
 if TYPE_CHECKING:
     from experiments.measure.request import Request
-    from experiments.measure.run import Measured
+    from experiments.measure.run import TargetOutcome
     from experiments.measure.targets import Wanted
 
 #: How long a master waits for its workers, and a worker for its master.
@@ -57,7 +57,7 @@ class Answers:
 class _Tally:
     """What has come of the targets so far."""
 
-    measured: dict[str, Measured] = field(default_factory=dict)
+    measured: dict[str, TargetOutcome] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     endings: list[tuple[int, str]] = field(default_factory=list)
     next_step: str = ""  # what to type after the last of them
@@ -265,7 +265,7 @@ def finish(endings: list[tuple[int, str]]) -> int:
     return 0
 
 
-def _endings(found: Measured) -> list[tuple[int, str]]:
+def _endings(found: TargetOutcome) -> list[tuple[int, str]]:
     """Exit codes and words of its answers."""
     gated = found.at_a_rate and found.slo is not None  # then whether it was met is the question
     endings = [ending(found.saturation)] if found.saturation and not gated else []
@@ -273,7 +273,7 @@ def _endings(found: Measured) -> list[tuple[int, str]]:
     return [*endings, (Lost.exit_code, Lost.word)] if found.lost else endings
 
 
-def _next_step(found: Measured, described: Target) -> str:
+def _next_step(found: TargetOutcome, described: Target) -> str:
     """The peak's where it is no good, else that of the rate at the SLO, if there is one."""
     from experiments.measure import show
 
@@ -284,7 +284,7 @@ def _next_step(found: Measured, described: Target) -> str:
     return show.next_step(peak, described)
 
 
-def _tell_all(say: Say, found: Measured, described: Target, out: Path) -> None:
+def _tell_all(say: Say, found: TargetOutcome, described: Target, out: Path) -> None:
     """Every answer for a person."""
     from analysis import finished
     from analysis.rates import open_lines, overload_lines, slo_lines

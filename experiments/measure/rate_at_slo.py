@@ -26,12 +26,12 @@ from experiments.measure.cut import windows_of
 from experiments.measure.gathered import MeasuredLoad
 from experiments.measure.rates import OUTSTANDING
 from experiments.measure.request import Offsets, OpenLoop, SloAsked
-from experiments.measure.slo import RULE_OF_THREE, late_words, search
+from experiments.measure.slo import RULE_OF_THREE, search
 from experiments.measure.slo_profile import PERCENTILE, Sought
 from experiments.measure.trial import SentLoad, closed_trial, open_trial
 from judging import checks
 from judging.backlog import CLIENT_LATE
-from judging.slo_observed import Floats, Observed, latencies
+from judging.slo_observed import Floats, Observed, ended_otherwise, late_words, latencies
 from judging.tolerances import STEADY_SHORT_WARMUP_SHARE
 from loadtest.plan import LoadPlan
 from queueing.batcher import Batcher
@@ -218,13 +218,15 @@ def kept(bench: Bench, asked: SloAsked, open_loop: OpenLoop) -> SloRate:
     answered = f"{in_time:.2%} of {took_s.size} requests were answered within {slo.limit_ms:g} ms of when due"
     if verdict == "met" and growing:  # in time as yet
         verdict, answered = "missed", f"{growing[0]}: in a longer load they would be late; {answered}"
+    refused = ended_otherwise(np.concatenate([load.rows["status"] for load in loads]))
+    why = f"in the whole load {refused}" if verdict == "missed" and refused else ""
     return SloRate(
         slo=slo,
         items_per_s=open_loop.rate_per_s * bench.request.items_per_request,
         ci95=None,
         given="data",
         verdict=verdict,
-        reason="; ".join([answered, *late]),
+        reason="; ".join(filter(None, (answered, why, *late))),
         seconds_spent=open_loop.seconds,
     )
 

@@ -43,13 +43,7 @@ def _of_rate(asked: Options) -> OpenLoop:
         raise UsageError(f"--cv is of gamma arrivals: say --arrivals gamma, or leave it out with {law}")
     if law == "gamma" and asked.cv is None:
         raise UsageError("--arrivals gamma needs --cv: 1 is Poisson, above it requests come in bursts")
-    offsets = (
-        arrivals.constant(rate, seconds)
-        if law == "constant"
-        else arrivals.poisson(rate, seconds, seed)
-        if law == "poisson"
-        else arrivals.gamma(rate, asked.cv or 0.0, seconds, seed)
-    )
+    offsets = arrivals.by_law(law, rate, seconds, cv=asked.cv, seed=seed)
     if not len(offsets):
         raise UsageError(f"--rate {rate:g} sends nothing within {seconds:g} s: raise --rate or --seconds")
     return OpenLoop(

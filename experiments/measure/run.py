@@ -45,7 +45,7 @@ def exclusive() -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class TargetOutcome:
     """What came of one target; what was not asked for, or not reached, is None."""
 
     run: str
@@ -63,7 +63,7 @@ class Measured:
         return self.saturation is not None and self.saturation.at.mode == "open"
 
 
-def measure(target: Target, request: Request, *, out: Path, say: Say, progress: Progress) -> Measured:
+def measure(target: Target, request: Request, *, out: Path, say: Say, progress: Progress) -> TargetOutcome:
     """Measure one target from the first request to its answers; call it inside `exclusive`.
 
     A signal ends it early: its answers then say `aborted`.
@@ -81,7 +81,7 @@ def measure(target: Target, request: Request, *, out: Path, say: Say, progress: 
         finally:
             with undisturbed():
                 ledger.close_run(out, run)
-    return Measured(
+    return TargetOutcome(
         run=run.id, command=run.command, saturation=peak, slo=slo, overload=overload, interrupted=bench.interrupted,
         lost=bench.lost, failed=failed,
     )  # fmt: skip

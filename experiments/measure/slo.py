@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from brim.errors import Interrupted, Lost, NoValidNumber
 from brim.records import Slo, SloRate, Status
@@ -27,7 +28,7 @@ from experiments.measure.slo_profile import (
     slo_of,
 )
 from judging.slo_model import Model, Profile
-from judging.slo_observed import Numbers, Observed, latencies, sent_late
+from judging.slo_observed import Numbers, Observed, ended_otherwise, late_words, latencies
 from judging.slo_predict import (
     LEAST_SHARE,
     MOST_SHARE,
@@ -49,7 +50,7 @@ from judging.slo_trials import (
     segments,
     warm_s,
 )  # fmt: skip
-from judging.tolerances import FAILING, LATE_SHARE, SENT_LATE
+from judging.tolerances import FAILING
 from queueing import arrivals
 from queueing.batcher import Batcher
 
@@ -129,6 +130,7 @@ class _Search:
     foreseen: Foreseen | None = None
     trials: list[Trial] = field(default_factory=list)
     rejected: str = ""
+    statuses: list[npt.NDArray[np.uint8]] = field(default_factory=list)  # of the trials' requests
     late: str = ""  # the client with the newest trial, which is then left out
 
     def run(self) -> SloRate:
@@ -289,6 +291,7 @@ class _Search:
             latency_s=latencies(seen), segments=count,
         )  # fmt: skip
         self.trials.append(trial)
+        self.statuses.append(seen.rows["status"])
         if failing:
             raise End("failing", f"at {rate:.4g} items/s {failed:.1%} of the requests failed")
         share = float(np.mean(trial.shares(slo)))
@@ -304,11 +307,17 @@ class _Search:
             raise self._unresolved("the trials point to a rate above the capacity, which nobody can serve for long")
         if answer is not None and answer.half_width <= math.log1p(RESOLVED) and not self.late:
             return self.told("resolved", "", answer, given)
-        reason = "; ".join(filter(None, (self.sought.unresolved, self.late)))
-        return self.told("not_resolvable", reason, answer, given)
+        return self.told("not_resolvable", self._why_unresolved(""), answer, given)
 
     def _unresolved(self, why: str, answer: Answer | None = None) -> End:
-        return End("not_resolvable", "; ".join(filter(None, (self.sought.unresolved, why, self.late))), answer=answer)
+        return End("not_resolvable", self._why_unresolved(why), answer=answer)
+
+    def _why_unresolved(self, why: str) -> str:
+        refused = ""
+        if self.slo and self.statuses:
+            refused = ended_otherwise(np.concatenate(self.statuses), above=self.slo.over_allowed)
+        told = (self.sought.unresolved, why, f"in the trials {refused}" if refused else "", self.late)
+        return "; ".join(filter(None, told))
 
     def told(
         self, verdict: Ending, reason: str, answer: Answer | None = None, given: Literal["model", "data"] = "data"
@@ -341,21 +350,3 @@ def first_guess(batcher: Batcher, capacity: float, slo: Slo) -> float:
     room_s = max(0.1 * full_s, slo.limit_ms / 1e3 - 1.5 * full_s)
     guess = capacity + math.log(slo.over_allowed) / (2 * room_s)
     return min(max(guess, 0.2 * capacity), 0.95 * capacity)
-
-
-def late_words(seen: Observed, slo: Slo) -> str:
-    """Why a load shows the client and not the server; "" if it shows the server.
-
-    Latency counts from the intended time, so a late client is in it. What waited for a place in flight is the server's.
-    """
-    late_ms = LATE_SHARE * slo.limit_ms
-    share = sent_late(seen, late_ms)
-    if share <= min(SENT_LATE, slo.over_allowed):
-        return ""
-    lag_ns = seen.rows["sent_ns"] - seen.rows["intended_ns"]
-    lag_ms = float(np.percentile(lag_ns, 99)) / 1e6 if lag_ns.size else math.inf
-    unsent = (seen.offsets_ns.size if seen.offsets_ns is not None else 0) - seen.rows.size
-    return (
-        f"the client could not keep to the schedule: it sent {share:.1%} of the requests over {late_ms:.3g} ms late or "
-        f"never, with places in flight to spare (lag p99 {lag_ms:.3g} ms, {max(0, unsent)} never sent)"
-    )

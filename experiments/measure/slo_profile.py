@@ -15,7 +15,7 @@ import numpy as np
 from brim.records import ServiceTime, Slo, Status
 from experiments.measure.answer import THROTTLED
 from judging.slo_model import PROFILE_S, Profile, fit, ladder, seconds_of
-from judging.slo_observed import Floats, Numbers, Observed, service_latencies
+from judging.slo_observed import Floats, Numbers, Observed, ended_otherwise, service_latencies
 from judging.slo_predict import REQUESTS
 from judging.slo_trials import Answer
 from judging.tolerances import FAILING
@@ -27,6 +27,9 @@ SLOW_PER_S, SLOW_PERCENTILE, PERCENTILE = 50.0, 95.0, 99.0
 LIMIT_BATCHES = 5
 #: Of a slow server each load may take so much of the time that there is, for as many full batches.
 PROFILE_SHARE, PROFILE_BATCHES = 0.1, 10
+
+#: A part this large is told as the whole.
+NEARLY_ALL = 0.995
 
 
 class Loader(Protocol):
@@ -107,7 +110,7 @@ def profiled(
     if not profile.capacity > 0:
         _, fullest = max(loads, key=lambda one: one[0])
         if _fails(fullest):
-            raise End("failing", f"of {rungs[-1]} requests in flight none were answered well")
+            raise End("failing", f"of {rungs[-1]} requests in flight none were answered well{_refusals(fullest)}")
         raise _too_slow(alone(loads), sought)
     return profile
 
@@ -124,7 +127,7 @@ def _judge_single(load: Observed, batcher: Batcher, sought: Sought) -> float:
         longest_s = min(PROFILE_BATCHES * batcher.max_batch * single_s, PROFILE_SHARE * sought.seconds)
         return max(seconds_of(batcher, single_s), longest_s)
     if _fails(load):
-        raise End("failing", f"{load.not_ok_share:.1%} of single requests were not answered well")
+        raise End("failing", f"{load.not_ok_share:.1%} of single requests were not answered well{_refusals(load)}")
     raise _too_slow(load, sought)
 
 
@@ -139,6 +142,11 @@ def _fails(load: Observed) -> bool:
     """Whether the server answers badly; else it is only too slow for the load, or for the deadline of a request."""
     status = load.rows["status"]
     return not status.size or float(np.isin(status, (Status.REJECTED, Status.FAILED)).mean()) > FAILING
+
+
+def _refusals(load: Observed) -> str:
+    told = ended_otherwise(load.rows["status"])
+    return f": {told}" if told else ""
 
 
 def _too_slow(single: Observed, sought: Sought) -> End:
@@ -192,7 +200,10 @@ def require_attainable(single: Observed, slo: Slo, table: Sequence[ServiceTime])
 
 
 def _unattainable(single_ms: float, slo: Slo, table: Sequence[ServiceTime]) -> End:
-    serves = f", {table[0].ms:.4g} ms of that in the engine" if table else ""
+    served_ms = table[0].ms if table else 0.0
+    # The mean of a batch may exceed the median of a request, by noise.
+    part = "all" if served_ms >= NEARLY_ALL * single_ms else f"{served_ms:.4g} ms"
+    serves = f", {part} of that in the engine" if table else ""
     return End(
         "unattainable",
         f"a single request alone takes {single_ms:.4g} ms{serves}: no rate is answered within "

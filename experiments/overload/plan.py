@@ -38,7 +38,7 @@ Offsets: TypeAlias = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class OverloadPlan:
     """What is to be overloaded; rates in requests a second, each of one item as in the search before it."""
 
     slo: Slo
@@ -70,9 +70,9 @@ class Planned:
     burst: Burst | None = None
 
 
-def plan_of(found: SloRate, model: Model, *, seed: int, most_per_s: float | None) -> Plan:
+def plan_of(found: SloRate, model: Model, *, seed: int, most_per_s: float | None) -> OverloadPlan:
     """The plan for a server whose rate at the SLO was found."""
-    plan = Plan(
+    plan = OverloadPlan(
         slo=found.slo,
         rate_per_s=found.items_per_s or 0.0,
         capacity_per_s=capacity_of(found),
@@ -86,7 +86,7 @@ def plan_of(found: SloRate, model: Model, *, seed: int, most_per_s: float | None
     return replace(plan, outstanding=min(max(ROOM * queued, piled_up), OUTSTANDING_MOST))
 
 
-def loads(plan: Plan) -> list[Planned]:
+def loads(plan: OverloadPlan) -> list[Planned]:
     """Every load that each policy meets: the same arrivals for all."""
     steps = [_stretch(plan, ratio, plan.seed + n) for n, ratio in enumerate(RATIOS) if plan.allows(ratio)]
     return [*steps, _burst(plan, plan.seed + len(RATIOS))] if plan.allows(BEYOND) else steps
@@ -96,7 +96,7 @@ def judged_from_s(planned: Planned) -> float:
     return UNJUDGED * planned.seconds
 
 
-def _stretch(plan: Plan, ratio: float, seed: int) -> Planned:
+def _stretch(plan: OverloadPlan, ratio: float, seed: int) -> Planned:
     rate = ratio * plan.rate_per_s
     return Planned(
         name=f"{ratio:g} x the rate",
@@ -107,7 +107,7 @@ def _stretch(plan: Plan, ratio: float, seed: int) -> Planned:
     )
 
 
-def _burst(plan: Plan, seed: int) -> Planned:
+def _burst(plan: OverloadPlan, seed: int) -> Planned:
     """Usual load, twice the rate for a while, and usual load until its backlog must be gone."""
     before_s = UNJUDGED * plan.stretch_s
     burst_s = min(max(BURST_LIMITS * plan.slo.limit_ms / 1e3, BURST_LEAST_S), BURST_MOST_S)
@@ -127,7 +127,7 @@ def _burst(plan: Plan, seed: int) -> Planned:
     )
 
 
-def _after_s(plan: Plan, burst_s: float) -> float:
+def _after_s(plan: OverloadPlan, burst_s: float) -> float:
     """Until a backlog of (arrivals - capacity) x the burst is served by what the usual load leaves free."""
     usual = USUAL * plan.rate_per_s
     backlog = max(0.0, BEYOND * plan.rate_per_s - plan.capacity_per_s) * burst_s

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 
 from brim.errors import Interrupted, Lost, WorkerLost
 from brim.records import Overload, OverloadPoint, Recovery
-from experiments.overload.plan import Plan, Planned, judged_from_s, loads
+from experiments.overload.plan import OverloadPlan, Planned, judged_from_s, loads
 from judging.overload import goodput, recovery
 from judging.queue_choice import Recommended
 from judging.queue_limits import Limits
-from judging.slo_observed import Observed, sent_late
-from judging.tolerances import LATE_SHARE, SENT_LATE
+from judging.slo_observed import Observed, late_words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +54,7 @@ class Gathered:
         return [point for point in self.points if point.load not in self.late_loads]
 
 
-def gather(plan: Plan, policies: Sequence[Policy], tell: Callable[[str], None]) -> Gathered:
+def gather(plan: OverloadPlan, policies: Sequence[Policy], tell: Callable[[str], None]) -> Gathered:
     """Every load to every policy, the policies side by side, so that a machine that drifts drifts for all of them.
 
     The first policy is the server as it is: without it nothing is compared. Another whose server is lost is left out.
@@ -76,23 +75,20 @@ def gather(plan: Plan, policies: Sequence[Policy], tell: Callable[[str], None]) 
     return found
 
 
-def _sent_on_time(plan: Plan, policy: Policy, planned: Planned, found: Gathered) -> Sent:
+def _sent_on_time(plan: OverloadPlan, policy: Policy, planned: Planned, found: Gathered) -> Sent:
     """The load, sent once more if the client was late with it; if it is late again, its point is not to decide."""
-    late_ms = LATE_SHARE * plan.slo.limit_ms
     sent = policy.send(planned)
-    if sent_late(sent.seen, late_ms) > SENT_LATE:
+    if late_words(sent.seen, plan.slo):
         sent = policy.send(planned)
-    late = sent_late(sent.seen, late_ms)
-    if late > SENT_LATE:
+    late = late_words(sent.seen, plan.slo)
+    if late:
         found.late_loads.add(sent.seen.load)
-        found.notes.append(
-            f"at {planned.name} under {policy.name} the client sent {late:.0%} of the requests late or never"
-        )
+        found.notes.append(f"at {planned.name} under {policy.name} {late}")
     return sent
 
 
 def _judge(
-    found: Gathered, plan: Plan, policy: Policy, planned: Planned, sent: Sent, tell: Callable[[str], None]
+    found: Gathered, plan: OverloadPlan, policy: Policy, planned: Planned, sent: Sent, tell: Callable[[str], None]
 ) -> None:
     if planned.burst is not None:
         found.recoveries.append(
@@ -122,7 +118,7 @@ def words_of_recovery(found: Recovery) -> str:
     return f"{found.policy} after {found.burst_s:g} s at {found.offered:.4g}/s: {again}"
 
 
-def answer(plan: Plan, found: Gathered, recommended: Recommended, notes: Sequence[str]) -> Overload:
+def answer(plan: OverloadPlan, found: Gathered, recommended: Recommended, notes: Sequence[str]) -> Overload:
     """overload.json; `notes` say what else must be known of it."""
     return Overload(
         slo=plan.slo,

@@ -14,10 +14,12 @@ import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+import experiments.measure.cli
 import experiments.measure.rate_at_slo
 import experiments.measure.send
 import experiments.measure.slo
@@ -27,6 +29,7 @@ import experiments.overload.run
 import judging.slo_model
 from brim import disk, layout
 from brim.records import Load, Overload, Run, Saturation, Slo, SloRate, Status
+from experiments.measure.slo_profile import Sought
 from loadtest.rows import read_rows
 from serve import ledger
 from serve.executions import read_executions
@@ -71,6 +74,12 @@ def brim(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
     return run
 
 
+@pytest.fixture
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The overload test, and that of a killed server, have one drawn of what is left."""
+    monkeypatch.setattr(experiments.measure.cli, "report", lambda *_: None)
+
+
 def booked(run: Path) -> list[Load]:
     """The loads of a closed run, each with all of its rows."""
     assert disk.load(Run, run / "run.json").status == "closed"
@@ -90,6 +99,7 @@ def in_turn(*faults: Fault) -> Callable[[int], Fault]:
 # ---------------------------------------------------------------------------- at a rate
 
 
+@pytest.mark.usefixtures("no_page")
 def test_at_a_rate_rejections_resets_garbage_and_silence_are_told_apart_and_miss_its_slo(
     out: Path, brim: Callable[..., Ended]
 ) -> None:
@@ -110,6 +120,7 @@ def test_at_a_rate_rejections_resets_garbage_and_silence_are_told_apart_and_miss
     assert set(load.errors.values()) >= {seen["queue_full"], seen["garbage"], seen["never"]}
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_rate_that_no_client_can_send_is_said_to_be_none_and_counted(out: Path, brim: Callable[..., Ended]) -> None:
     with FakeServer() as server:
         ended = brim(out, server.url, "tiny", "--rate", "2e6", "--arrivals", "constant", "--seconds", "1.5")
@@ -134,6 +145,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     ledger.stop(made.server, made.out)
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_stall_misses_the_slo_of_a_rate_and_what_was_due_in_it_is_kept(
     bench: Bench, brim: Callable[..., Ended]
 ) -> None:
@@ -149,6 +161,7 @@ def test_a_stall_misses_the_slo_of_a_rate_and_what_was_due_in_it_is_kept(
     assert max(end - begin for begin, end, _ in log) > 800e6
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_bounded_queue_rejects_what_is_beyond_it_and_the_log_of_the_server_agrees(
     bench: Bench, brim: Callable[..., Ended]
 ) -> None:
@@ -219,6 +232,7 @@ def die(server: FakeServer) -> None:
     server.stop()
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_search_ends_where_single_requests_are_not_answered(out: Path, brim: Callable[..., Ended]) -> None:
     with FakeServer(fault=in_turn("queue_full", "reset")) as server:
         ended = brim(out, server.url, "tiny", *SEARCH)
@@ -232,8 +246,10 @@ def short_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     """Long enough for what is not to be believed."""
     for room in (judging.slo_model, experiments.measure.slo_profile):
         monkeypatch.setattr(room, "PROFILE_S", 0.7)
+    monkeypatch.setattr(experiments.measure.rate_at_slo, "Sought", partial(Sought, simulated=50_000))
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_search_whose_trial_meets_garbage_fails_and_says_at_which_rate(
     out: Path, brim: Callable[..., Ended], short_profile: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +272,7 @@ def test_a_search_whose_trial_meets_garbage_fails_and_says_at_which_rate(
     assert ended.loads[-1].failed == server.faults["garbage"] == pytest.approx(ended.loads[-1].sent / 4, abs=1)
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_search_whose_server_dies_in_a_trial_keeps_what_it_sent(
     out: Path, brim: Callable[..., Ended], short_profile: None
 ) -> None:

@@ -6,12 +6,16 @@ And open loops: rows of a server that takes 5 ms a request, one after the other,
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
+from markupsafe import Markup
 
+from analysis import charts, rate_charts, report
 from brim import disk, layout
 from brim.records import (
     ROW_HEADER,
@@ -202,6 +206,28 @@ def keep(
     if said is not None:
         disk.save(folder / "saturation.json", said)
     return folder
+
+
+#: Charts by name and arguments: drawing them takes most of the time of a page, and tests of words need them once.
+_drawn: dict[str, Markup] = {}
+
+
+def write(out: Path, folders: Sequence[Path]) -> Path:
+    """report.write, for tests that do not ask whether equal runs give equal charts: those are not drawn again."""
+    with pytest.MonkeyPatch.context() as changed:
+        for draw in (charts.curve, charts.batches, charts.time, rate_charts.over_the_limit, rate_charts.goodput):
+            changed.setattr(f"{draw.__module__}.{draw.__name__}", _once(draw))
+        return report.write(out, folders)
+
+
+def _once(draw: Callable[..., Markup]) -> Callable[..., Markup]:
+    def drawn(*told: object) -> Markup:
+        key = f"{draw.__name__}{told}"
+        if key not in _drawn:
+            _drawn[key] = draw(*told)
+        return _drawn[key]
+
+    return drawn
 
 
 # ---------------------------------------------------------------------------- an open loop, a rate at an SLO, overload

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -15,65 +14,69 @@ from brim.errors import UsageError
 from brim.records import Server
 from loadtest.plan import FIGURE, SEARCH, read_plan
 from tests.fakes import FakeServer
+from tests.measuring import heard
+
+Brim = Callable[..., tuple[int, str]]
 
 
-def brim(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "brim", "loadtest", *words],
-        capture_output=True,
-        text=True,
-        cwd=layout.CHECKOUT,
-        timeout=60,
-    )
+@pytest.fixture
+def brim(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Brim:
+    """Exit code and stderr of `brim loadtest` in this process."""
+
+    def run(*words: str, out: Path = tmp_path) -> tuple[int, str]:
+        ended = heard(out, *words, capfd=capfd)
+        return ended.code, "\n".join(ended.errors)
+
+    return run
 
 
-def test_without_a_server_it_exits_3_and_names_make_serve(tmp_path: Path) -> None:
-    done = brim("--out", str(tmp_path))
-    assert done.returncode == 3
-    assert "make serve" in done.stderr
-    assert len(done.stderr.splitlines()) == 2
+def test_without_a_server_it_exits_3_and_names_make_serve(brim: Brim) -> None:
+    code, errors = brim()
+    assert code == 3
+    assert "make serve" in errors
+    assert len(errors.splitlines()) == 2
 
 
-def test_out_that_is_a_file_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
+def test_out_that_is_a_file_is_refused_before_anything_is_sent(tmp_path: Path, brim: Brim) -> None:
     (tmp_path / "out").write_text("mine")
     with FakeServer() as server:
-        done = brim(server.url, server.model, "--out", str(tmp_path / "out"))
+        code, errors = brim(server.url, server.model, out=tmp_path / "out")
         assert not server.log
-    assert done.returncode == 6
-    assert "out is a file, not a folder" in done.stderr
+    assert code == 6
+    assert "out is a file, not a folder" in errors
     assert (tmp_path / "out").read_text() == "mine"
 
 
 @pytest.mark.parametrize("said", [("--senders", "2"), ("--header", "a=@f"), ("--json",), ("http://127.0.0.1:1", "m")])
-def test_a_worker_takes_only_what_is_its_own(said: tuple[str, ...], tmp_path: Path) -> None:
-    done = brim("--worker", "127.0.0.1:1", "--out", str(tmp_path), "--allow-remote", "10.0.0.7", *said)
-    assert done.returncode == 2
-    assert f"--worker takes no {said[0]}: the master says what to load" in done.stderr
+def test_a_worker_takes_only_what_is_its_own(said: tuple[str, ...], brim: Brim) -> None:
+    code, errors = brim("--worker", "127.0.0.1:1", "--allow-remote", "10.0.0.7", *said)
+    assert code == 2
+    assert f"--worker takes no {said[0]}: the master says what to load" in errors
 
 
-def test_channels_are_grpc_s(tmp_path: Path) -> None:
+def test_channels_are_grpc_s(brim: Brim) -> None:
     with FakeServer() as server:
-        done = brim(server.url, server.model, "--channels", "2", "--out", str(tmp_path))
-    assert done.returncode == 2
-    assert "--channels 2: only gRPC has channels" in done.stderr
+        code, errors = brim(server.url, server.model, "--channels", "2")
+    assert code == 2
+    assert "--channels 2: only gRPC has channels" in errors
 
 
-def test_files_of_tls_for_a_target_without_it_are_not_left_unused(tmp_path: Path) -> None:
+def test_files_of_tls_for_a_target_without_it_are_not_left_unused(tmp_path: Path, brim: Brim) -> None:
     (tmp_path / "ca.pem").touch()
     with FakeServer() as server:
-        done = brim(server.url, server.model, "--tls-ca", str(tmp_path / "ca.pem"), "--out", str(tmp_path))
-    assert done.returncode == 2
-    assert f"--tls-ca, --tls-cert: {server.url} is not encrypted; write https://" in done.stderr
+        code, errors = brim(server.url, server.model, "--tls-ca", str(tmp_path / "ca.pem"))
+    assert code == 2
+    assert f"--tls-ca, --tls-cert: {server.url} is not encrypted; write https://" in errors
 
 
-def test_larger_requests_of_the_loads_file_are_told_to_cost_the_rate_at_the_slo(tmp_path: Path) -> None:
+def test_larger_requests_of_the_loads_file_are_told_to_cost_the_rate_at_the_slo(tmp_path: Path, brim: Brim) -> None:
     (tmp_path / "loads.toml").write_text("items_per_request = 4")
-    done = brim("--slo-ms", "auto", "--loads", str(tmp_path / "loads.toml"), "--out", str(tmp_path))
-    assert done.returncode == 3  # it went on, and nothing is served
-    assert "no rate at the SLO" in done.stderr and "--items-per-request 1" in done.stderr
+    code, errors = brim("--slo-ms", "auto", "--loads", str(tmp_path / "loads.toml"))
+    assert code == 3  # it went on, and nothing is served
+    assert "no rate at the SLO" in errors and "--items-per-request 1" in errors
 
 
-def test_a_stranger_on_the_port_is_not_measured(tmp_path: Path) -> None:
+def test_a_stranger_on_the_port_is_not_measured(tmp_path: Path, brim: Brim) -> None:
     with FakeServer() as stranger:
         server = Server(
             id="brim-20260101t000000z-abcdef", mode="embedded", http=stranger.url, grpc=None, metrics=None,
@@ -83,10 +86,10 @@ def test_a_stranger_on_the_port_is_not_measured(tmp_path: Path) -> None:
         folder = layout.server_folder(tmp_path, server.id)
         disk.save(folder / "server.json", server)
         layout.current_server(tmp_path).symlink_to(folder.name)
-        done = brim("--out", str(tmp_path))
+        code, errors = brim()
         assert not stranger.log
-    assert done.returncode == 3
-    assert "a stranger" in done.stderr
+    assert code == 3
+    assert "a stranger" in errors
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from brim.errors import Interrupted, Lost, WorkerLost
 from brim.records import Server, ServingConfig, Slo, SloRate, Target, Variant
 from experiments.overload.beside import configs_beside, limits_of, why_not
-from experiments.overload.plan import RATIOS, USUAL, Plan, Planned, loads, plan_of
+from experiments.overload.plan import RATIOS, USUAL, OverloadPlan, Planned, loads, plan_of
 from experiments.overload.run import Policy, Sent, answer, gather, words_of_point, words_of_recovery
 from judging.queue_choice import Recommended
 from judging.queue_limits import InTime, Limits, Proposal, model_of
@@ -21,7 +21,7 @@ from tests.unit.queued import answered
 #: 20 ms a batch of 8: 400 a second, of which 350 meet 100 ms.
 SLEEP = Batcher(max_batch=8)
 SERVICE_S, CAPACITY, RATE = 0.02, 400.0, 350.0
-PLAN = Plan(
+PLAN = OverloadPlan(
     slo=Slo(limit_ms=100), rate_per_s=RATE, capacity_per_s=CAPACITY, batch_s=SERVICE_S, outstanding=10_000,
     seed=3,
 )  # fmt: skip
@@ -125,7 +125,20 @@ def test_a_load_that_the_client_sent_late_is_sent_again_and_decides_nothing_if_t
     assert len(sent) == len(loads(PLAN)) + 1
     assert len(found.points) == len(RATIOS)
     assert len(found.comparable) == len(RATIOS) - (times == 2)
-    assert ("at 1 x the rate under b8 the client sent" in " ".join(found.notes)) == (times == 2)
+    assert ("at 1 x the rate under b8 the client could not keep" in " ".join(found.notes)) == (times == 2)
+
+
+@pytest.mark.parametrize(("percentile", "kept"), [(99.0, len(RATIOS)), (99.9, 0)])
+def test_a_client_may_be_late_with_no_more_than_the_slo_allows_to_be(percentile: float, kept: int) -> None:
+    """One request in 200 leaves 20 ms late: below 1%, but five times what a p99.9 allows."""
+
+    def send(planned: Planned) -> Sent:
+        load = answered(planned.offsets_ns, SLEEP, SERVICE_S, load=0)
+        load.seen.rows["sent_ns"][::200] += 20_000_000
+        return load
+
+    plan = replace(PLAN, slo=Slo(limit_ms=100, percentile=percentile))
+    assert len(gather(plan, [Policy(name="b8", limits=Limits(), send=send)], quiet).comparable) == kept
 
 
 def test_a_plan_follows_from_the_rate_and_leaves_room_for_what_queues() -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from brim.errors import UsageError
 from brim.records import LoadPoint
-from queueing.arrivals import Offsets, constant, gamma, offsets_of, poisson, read_trace, speed_up
+from queueing.arrivals import Offsets, by_law, constant, gamma, offsets_of, poisson, read_trace, speed_up
 
 SECOND = 1_000_000_000
 
@@ -76,6 +76,7 @@ def test_a_point_names_its_law() -> None:
     assert (offsets_of(point("constant"), 2) == constant(50, 2)).all()
     assert (offsets_of(point("poisson"), 2) == poisson(50, 2, 4)).all()
     assert (offsets_of(point("gamma", 2.0), 2) == gamma(50, 2.0, 2, 4)).all()
+    assert (by_law("gamma", 50, 2, cv=2.0, seed=4) == gamma(50, 2.0, 2, 4)).all()
     with pytest.raises(UsageError, match="read from its file"):
         offsets_of(point("trace"), 2)
 

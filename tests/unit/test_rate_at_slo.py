@@ -90,7 +90,7 @@ def test_where_nothing_was_sent_nothing_is_claimed() -> None:
 
 def verdict_of(
     rate: float, seconds: float, *, limit_ms: float, percentile: float | None = None, law: Arrivals = "poisson",
-    offsets_ns: Offsets | None = None, late: bool = False,
+    offsets_ns: Offsets | None = None, late: bool = False, rejects: int = 0,
 ) -> SloRate:  # fmt: skip
     """Of `sleeping(1)`, which serves 386/s: at that rate, or at those instants."""
     if offsets_ns is None:
@@ -101,6 +101,8 @@ def verdict_of(
         lag_ns = np.arange(len(rows)) * 1_000_000
         rows["sent_ns"] += lag_ns
         rows["done_ns"] += lag_ns
+    if rejects:  # every so manieth
+        rows["status"][::rejects] = Status.REJECTED
     point = replace(POINT, rate_per_s=rate, arrivals=law)
     load = replace(
         trial().load, purpose="figure", point=point, start_ns=seen.start_ns,
@@ -123,6 +125,12 @@ def test_a_rate_is_met_or_missed_by_the_share_of_what_was_due() -> None:
     assert verdict_of(300.0, 20.0, limit_ms=100.0).verdict == "met"
     missed = verdict_of(380.0, 20.0, limit_ms=60.0)
     assert missed.verdict == "missed" and "were answered within 60 ms" in missed.reason
+
+
+def test_a_rate_that_is_missed_by_rejections_says_so() -> None:
+    found = verdict_of(200.0, 20.0, limit_ms=100.0, law="constant", rejects=4)
+    assert found.verdict == "missed" and "in the whole load 1000 (25.0%) rejected of 4000 requests" in found.reason
+    assert "rejected" not in verdict_of(200.0, 20.0, limit_ms=100.0, law="constant", rejects=200).reason  # met
 
 
 def test_a_rate_above_the_capacity_is_missed_however_long_the_limit() -> None:

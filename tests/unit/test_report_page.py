@@ -43,7 +43,7 @@ class Tags(HTMLParser):
 
 def page_of(out: Path, answer: Saturation | None, loads: tuple[Load, ...] = ()) -> str:
     folder = made.keep(out, made.run(), answer, loads)
-    return report.write(out, [folder]).read_text("utf-8")
+    return made.write(out, [folder]).read_text("utf-8")
 
 
 def test_the_page_says_what_was_found_and_what_to_think_of_it(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_nothing_foreign_becomes_an_element_or_turns_the_text_around(tmp_path: P
     bad = CANARY + RIGHT_TO_LEFT
     target = dataclasses.replace(made.TARGET, model=bad, url=bad, server_version=bad, item=bad)
     run = made.run(target=target, command=bad, environment=Environment(machine={bad: bad}, software={bad: bad}))
-    page = report.write(tmp_path, [made.keep(tmp_path, run, hostile_answer(), (load,))]).read_text("utf-8")
+    page = made.write(tmp_path, [made.keep(tmp_path, run, hostile_answer(), (load,))]).read_text("utf-8")
     found = Tags(page)
     assert "script" not in found.tags and "img" not in found.tags
     assert not [name for name, _ in found.attributes if name.startswith("on")]
@@ -196,4 +196,4 @@ def test_an_older_run_is_shown_from_its_windows(tmp_path: Path) -> None:
     assert (probe.items_per_s, probe.effective_batch, probe.verdict) == (20.0, 4.0, "steady")
     assert (probe.queue_ms, probe.server_ms, probe.server_busy) == (100.0, 300.0, 0.8)
     assert probes.engine_ms(probe) == pytest.approx(200.0) and probes.outside_ms(probe) == pytest.approx(2.0)
-    assert "stopped before it had an answer" in report.write(tmp_path, [folder]).read_text()
+    assert "stopped before it had an answer" in made.write(tmp_path, [folder]).read_text()

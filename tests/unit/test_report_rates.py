@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,10 @@ import pytest
 import tests.unit.finished_runs as made
 from analysis import finished, points, rates, report, requests
 from analysis.open_loop import ObservedLoop, observe, percentiles
-from brim import disk, layout
+from brim import disk
 from brim.errors import InvalidRecord
 from brim.records import Load, Purpose, Slo, SloRate, Status
+from tests.measuring import heard_of
 from tests.unit import simulated
 from tests.unit.test_report_page import CANARY, RIGHT_TO_LEFT, Tags
 
@@ -150,13 +149,13 @@ def test_a_load_of_few_requests_has_its_figures_all_the_same(count: int, tmp_pat
     found = observe(load, rows, made.arrivals()[:count])
     assert found is not None and found.due == count and found.seconds == max(0.005, (count - 1) * 0.010)
     folder = made.keep_open(tmp_path, load, rows, made.arrivals()[:count])
-    assert "p99.5 5.00 5.00" in text_of(report.write(tmp_path, [folder]))
+    assert "p99.5 5.00 5.00" in text_of(made.write(tmp_path, [folder]))
 
 
 def test_the_page_shows_both_latencies_and_the_lag_of_an_open_loop(tmp_path: Path) -> None:
     load = made.open_load()
     rows = made.open_rows(load.start_ns, outstanding=20)
-    page = report.write(tmp_path, [made.keep_open(tmp_path, load, rows, made.arrivals())])
+    page = made.write(tmp_path, [made.keep_open(tmp_path, load, rows, made.arrivals())])
     text = text_of(page)
     for said in (
         "Offered 100 images/s (constant), answered 100 images/s: the server keeps up.",
@@ -187,7 +186,7 @@ def test_an_open_loop_reads_the_same_from_either_form_of_its_rows(tmp_path: Path
 
 def test_an_open_loop_without_its_requests_is_said_to_lack_them(tmp_path: Path) -> None:
     folder = made.keep(tmp_path, made.run(), made.open_answer(), (made.open_load(),))
-    text = text_of(report.write(tmp_path, [folder]))
+    text = text_of(made.write(tmp_path, [folder]))
     assert "1 open-loop load has kept no requests" in text and "100 images/s" in text
 
 
@@ -257,7 +256,7 @@ def test_a_search_without_a_rate_says_why_in_words_and_gives_no_figure(verdict: 
     lines = rates.slo_lines(found, "image")
     assert said in lines[0] and "one batch takes 600 ms" in lines
     assert not any("not valid for" in line for line in lines)
-    text = text_of(report.write(tmp_path, [with_rates(tmp_path, found)]))
+    text = text_of(made.write(tmp_path, [with_rates(tmp_path, found)]))
     assert said in text and "one batch takes 600 ms" in text
     assert verdict.replace("_", " ").upper() in text and "16.8 images/s" not in text
     assert "19.9 images/s SATURATED" in text, "the peak stands all the same"
@@ -273,13 +272,13 @@ def test_a_rate_that_was_asked_for_is_met_or_missed_and_no_largest_one(verdict: 
     assert rates.slo_lines(found, "image")[:2] == [f"{said} within 50 ms at p99", "91% were in time"]
     load = made.open_load()
     folder = made.keep_open(tmp_path, load, made.open_rows(load.start_ns), made.arrivals())
-    text = text_of(report.write(tmp_path, [made.keep_rates(folder, found)]))
+    text = text_of(made.write(tmp_path, [made.keep_rates(folder, found)]))
     assert f"{said} within 50 ms at p99" in text and "91% were in time" in text and "largest rate" not in text
     assert "9.6% of the whole load, its first requests included, took longer than 50 ms" in text, "191 + 0 of 2,000"
 
 
 def test_the_page_shows_trials_service_times_overheads_and_what_the_rate_is_not_valid_for(tmp_path: Path) -> None:
-    page = report.write(tmp_path, [with_rates(tmp_path, made.slo_rate(model_rejected="they differ by 8%"))])
+    page = made.write(tmp_path, [with_rates(tmp_path, made.slo_rate(model_rejected="they differ by 8%"))])
     text = text_of(page)
     for said in (
         "16.8 images/s (16.4 to 17.1, 95% given the queueing model), 0.84 of its capacity.",
@@ -296,16 +295,15 @@ def test_the_page_shows_trials_service_times_overheads_and_what_the_rate_is_not_
     assert "Share of the requests over the limit against the offered rate" in page.read_text()
 
 
-def test_a_run_that_was_only_asked_for_the_rate_has_it_as_its_headline(tmp_path: Path) -> None:
+def test_a_run_that_was_only_asked_for_the_rate_has_it_as_its_headline(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = made.keep_rates(made.keep(tmp_path, made.run(), None, made.rate_loads()[10:17]), made.slo_rate())
-    text = text_of(report.write(tmp_path, [folder]))
+    text = text_of(made.write(tmp_path, [folder]))
     assert "16.8 images/s within 500 ms at p99 RESOLVED" in text and "no answer" not in text
     assert "6 trial loads have no windows" in text and "No load came to its end" not in text
-    done = subprocess.run(
-        [sys.executable, "-m", "brim", "report", "--out", str(tmp_path)],
-        capture_output=True, text=True, cwd=layout.CHECKOUT, timeout=60,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, ""), "nothing is missing"
+    ended = heard_of("report", "--out", str(tmp_path), capfd=capfd)
+    assert (ended.code, ended.errors) == (0, []), "nothing is missing"
 
 
 def test_loads_without_windows_change_neither_curve_nor_tables_of_the_ladder(tmp_path: Path) -> None:
@@ -318,7 +316,7 @@ def test_loads_without_windows_change_neither_curve_nor_tables_of_the_ladder(tmp
     both = with_rates(tmp_path / "b", made.slo_rate(), made.overload(), probes=(*made.probes(), *apart))
     for of in (finished.read(both), dataclasses.replace(finished.read(both), answer=None)):
         assert len(of.probes) == len(made.LADDER)
-    one, two = (report.write(tmp_path / out, [folder]).read_text() for out, folder in (("a", plain), ("b", both)))
+    one, two = (made.write(tmp_path / out, [folder]).read_text() for out, folder in (("a", plain), ("b", both)))
     begin, end = "<h3>Throughput and latency against load</h3>", "<h3>What makes it believable</h3>"
     assert one[one.index(begin) : one.index(end)] == two[two.index(begin) : two.index(end)]
     assert "no_window" not in two.split("</style>")[1]
@@ -333,7 +331,7 @@ def test_loads_without_windows_are_left_out_where_no_answer_was_given(tmp_path: 
 
 
 def test_the_page_shows_goodput_of_each_policy_and_what_to_type(tmp_path: Path) -> None:
-    text = text_of(report.write(tmp_path, [with_rates(tmp_path, made.slo_rate(), made.overload())]))
+    text = text_of(made.write(tmp_path, [with_rates(tmp_path, made.slo_rate(), made.overload())]))
     for said in (
         "max_queue_size = 8 queue_timeout_us = 250000",
         "at most 8 requests wait, none waits longer than 250 ms",
@@ -357,7 +355,7 @@ def test_the_terminal_has_each_policy_at_its_highest_rate_and_the_recommendation
 
 def test_no_limit_recommended_is_said_so(tmp_path: Path) -> None:
     over = made.overload(max_queue_size=0, queue_timeout_us=0)
-    assert "no limit is recommended" in text_of(report.write(tmp_path, [with_rates(tmp_path, made.slo_rate(), over)]))
+    assert "no limit is recommended" in text_of(made.write(tmp_path, [with_rates(tmp_path, made.slo_rate(), over)]))
 
 
 # ---------------------------------------------------------------------------- files, and what is odd
@@ -375,7 +373,7 @@ def test_points_csv_has_a_row_for_each_trial_and_each_point_of_overload(tmp_path
 
 
 def test_summary_has_the_rate_and_the_overload_whole(tmp_path: Path) -> None:
-    report.write(tmp_path, [with_rates(tmp_path, made.slo_rate(), made.overload())])
+    made.write(tmp_path, [with_rates(tmp_path, made.slo_rate(), made.overload())])
     (found,) = json.loads((tmp_path / "reports" / "latest" / "summary.json").read_text())["runs"]
     assert found["slo"]["items_per_s"] == 16.8 and len(found["slo"]["trials"]) == 6
     assert found["overload"]["max_queue_size"] == 8
@@ -386,7 +384,7 @@ def test_several_runs_list_the_rate_at_the_slo_beside_the_peak(tmp_path: Path) -
         with_rates(tmp_path, made.slo_rate()),
         made.keep(tmp_path, made.run(id="20260101T000000Z-b3__b4-999999"), made.answer(variant="b3__b4")),
     ]
-    text = text_of(report.write(tmp_path, folders))
+    text = text_of(made.write(tmp_path, folders))
     assert "rate at the SLO" in text and "16.8 within 500 ms at p99" in text
 
 
@@ -402,7 +400,7 @@ def test_several_runs_list_the_rate_at_the_slo_beside_the_peak(tmp_path: Path) -
     ],
 )  # fmt: skip
 def test_little_or_odd_trials_have_a_page_all_the_same(changes: dict[str, Any], tmp_path: Path) -> None:
-    page = report.write(
+    page = made.write(
         tmp_path, [with_rates(tmp_path, made.slo_rate(**changes), made.overload(points=(), recoveries=()))]
     )
     words = text_of(page).lower().split()
@@ -417,7 +415,7 @@ def test_hostile_words_of_rates_and_overload_stay_text(tmp_path: Path) -> None:
         points=tuple(dataclasses.replace(p, policy=f"{n}{bad}") for n, p in enumerate(made.overload().points)),
         recoveries=tuple(dataclasses.replace(r, policy=bad) for r in made.overload().recoveries),
     )
-    page = report.write(tmp_path, [with_rates(tmp_path, slo, over, item=bad)]).read_text("utf-8")
+    page = made.write(tmp_path, [with_rates(tmp_path, slo, over, item=bad)]).read_text("utf-8")
     tags = Tags(page)
     assert "script" not in tags.tags and "img" not in tags.tags
     assert not set(RIGHT_TO_LEFT + "\x1b") & set(page)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import tests.unit.finished_runs as made
-from analysis import finished, report
+from analysis import finished
 from brim import layout
 from brim.errors import InvalidRecord, UsageError
 from brim.records import Environment
+from tests.measuring import heard_of
 
 OTHER_BATCH = "20251231T000000Z-fedcba"
 
@@ -26,17 +25,6 @@ def two_batches(out: Path) -> tuple[list[Path], Path]:
     ]
     old = made.keep(out, made.run(id="20251231T000000Z-old__b4-111111", batch_id=OTHER_BATCH), made.answer())
     return newest, old
-
-
-def brim(*arguments: str) -> tuple[int, str, list[str]]:
-    done = subprocess.run(
-        [sys.executable, "-m", "brim", "report", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=layout.CHECKOUT,
-        timeout=60,
-    )
-    return done.returncode, done.stdout, done.stderr.splitlines()
 
 
 def test_without_a_name_every_run_of_the_newest_batch_is_meant(tmp_path: Path) -> None:
@@ -65,11 +53,11 @@ def test_no_runs_are_told_with_what_makes_one(tmp_path: Path) -> None:
 
 def test_a_batch_gives_the_report_its_name_and_a_part_of_it_does_not_replace_it(tmp_path: Path) -> None:
     newest, old = two_batches(tmp_path)
-    assert report.write(tmp_path, newest).parent.name == made.BATCH
+    assert made.write(tmp_path, newest).parent.name == made.BATCH
     assert os.readlink(layout.latest_report(tmp_path)) == made.BATCH
-    part = report.write(tmp_path, newest[:1]).parent.name
+    part = made.write(tmp_path, newest[:1]).parent.name
     assert part.startswith(f"{made.BATCH}-part-") and os.readlink(layout.latest_report(tmp_path)) == part
-    assert report.write(tmp_path, [old]).parent.name == OTHER_BATCH
+    assert made.write(tmp_path, [old]).parent.name == OTHER_BATCH
     left = {path.name for path in layout.reports(tmp_path).iterdir()}
     assert left == {made.BATCH, part, OTHER_BATCH, "latest"}, "and no temporary link"
 
@@ -79,18 +67,18 @@ def test_several_variants_are_listed_first_and_differing_software_is_marked(tmp_
     environment = Environment(machine=made.MACHINE, software={"brim": "0.2.0"})
     other_run = made.run(id="20260101T000000Z-b3__b4-999999", environment=environment)
     two = made.keep(tmp_path, other_run, made.answer(variant="b3__b4"))
-    page = report.write(tmp_path, [one, two]).read_text()
+    page = made.write(tmp_path, [one, two]).read_text()
     assert '<a href="#run-2">b3__b4</a>' in page
     assert "0.1.0, 0.2.0" in page and page.count("differs between the runs") == 1
 
 
-def test_runs_of_two_machines_are_not_put_on_one_page(tmp_path: Path) -> None:
+def test_runs_of_two_machines_are_not_put_on_one_page(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     elsewhere = Environment(machine={**made.MACHINE, "gpu": "NVIDIA H200"}, software={})
     made.keep(tmp_path, made.run(), made.answer())
     made.keep(tmp_path, made.run(id="20260101T000000Z-b3__b4-999999", environment=elsewhere), made.answer())
-    code, out, err = brim("--out", str(tmp_path))
-    assert (code, out) == (2, "")
-    assert "different machines (gpu NVIDIA H200 and none); report them one by one" in err[0]
+    ended = heard_of("report", "--out", str(tmp_path), capfd=capfd)
+    assert (ended.code, ended.answers) == (2, "")
+    assert "different machines (gpu NVIDIA H200 and none); report them one by one" in ended.errors[0]
     assert not layout.reports(tmp_path).exists()
 
 
@@ -99,7 +87,7 @@ def test_a_newer_schema_is_refused_by_its_number(tmp_path: Path) -> None:
     path = folder / "saturation.json"
     path.write_text(path.read_text().replace('"schema": 1', '"schema": 7'))
     with pytest.raises(InvalidRecord, match="schema 7, this Brim reads up to 1"):
-        report.write(tmp_path, [folder])
+        made.write(tmp_path, [folder])
 
 
 def test_a_run_of_the_newest_batch_that_cannot_be_read_is_refused_and_not_left_out(tmp_path: Path) -> None:
@@ -108,13 +96,13 @@ def test_a_run_of_the_newest_batch_that_cannot_be_read_is_refused_and_not_left_o
     with pytest.raises(InvalidRecord, match="b3__b4-999999/run.json: not JSON"):
         finished.choose(tmp_path, [])
     (named,) = finished.choose(tmp_path, [newest[0].name])
-    assert report.write(tmp_path, [named]).parent.name.startswith(f"{made.BATCH}-part-"), "it is not the whole batch"
+    assert made.write(tmp_path, [named]).parent.name.startswith(f"{made.BATCH}-part-"), "it is not the whole batch"
 
 
 def test_a_batch_id_that_is_a_path_is_refused(tmp_path: Path) -> None:
     folder = made.keep(tmp_path, made.run(batch_id="../../elsewhere"), made.answer())
     with pytest.raises(InvalidRecord, match="is no name of a batch"):
-        report.write(tmp_path, [folder])
+        made.write(tmp_path, [folder])
 
 
 def cut_off(out: Path, status: str) -> Path:
@@ -131,18 +119,20 @@ def cut_off(out: Path, status: str) -> Path:
     [("crashed", "crashed"), ("running", "running"), ("closed", "stopped before it had an answer")],
 )
 def test_a_run_without_an_answer_is_reported_as_what_it_is(status: str, told: str, tmp_path: Path) -> None:
-    page = report.write(tmp_path, [cut_off(tmp_path, status)]).read_text()
+    page = made.write(tmp_path, [cut_off(tmp_path, status)]).read_text()
     assert f'no answer</span> <span class="verdict">{told}</span>' in page
     assert '<td class="n">20.0</td>' in page, "what it had measured until then"
     assert "1 half-written line was left out" in page
 
 
-def test_the_command_says_where_its_files_are_and_what_was_left_out(tmp_path: Path) -> None:
+def test_the_command_says_where_its_files_are_and_what_was_left_out(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     cut_off(tmp_path, "crashed")
-    code, out, err = brim("--out", str(tmp_path), "--json")
-    written = json.loads(out)
-    assert (code, written["schema"], written["runs"]) == (0, 1, [made.run().id])
-    assert err == [
+    ended = heard_of("report", "--out", str(tmp_path), "--json", capfd=capfd)
+    written = json.loads(ended.answers)
+    assert (ended.code, written["schema"], written["runs"]) == (0, 1, [made.run().id])
+    assert ended.errors == [
         f"brim: {made.run().id}: crashed; the report shows what it had measured",
         f"brim: {made.run().id}: 1 half-written line(s) left out",
     ]
@@ -158,7 +148,7 @@ def test_a_broken_line_that_no_kill_explains_is_refused_with_its_place(tmp_path:
     lines = (folder / "loads.jsonl").read_text().splitlines(keepends=True)
     (folder / "loads.jsonl").write_text("{broken\n" + lines[1])
     with pytest.raises(InvalidRecord, match="loads.jsonl:1: not JSON"):
-        report.write(tmp_path, [folder])
+        made.write(tmp_path, [folder])
 
 
 def test_a_separator_inside_a_servers_text_ends_no_line(tmp_path: Path) -> None:

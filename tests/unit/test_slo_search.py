@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 
 from benchmarks.simulated_probe import SimulatedProbe, TrueServer, memoryless, sleeping, slow
-from benchmarks.slo_coverage import CASES, searched
+from benchmarks.slo_coverage import CASES, Case, searched
 from brim.errors import Interrupted, Lost, NoValidNumber
-from brim.records import SloRate, Status
+from brim.records import ServiceTime, Slo, SloRate, Status
 from experiments.measure.slo import search
-from experiments.measure.slo_profile import Sought
+from experiments.measure.slo_profile import End, Sought, require_attainable
 from judging.slo_model import ladder
 from judging.slo_observed import Numbers, Observed, throughput
 from queueing import arrivals
@@ -21,6 +22,8 @@ from queueing.batcher import Service
 
 SIMULATED = 100_000
 SEARCHES = 40
+#: Items/s at the SLO, of 24 and 16 million simulated requests: what Case.truth says of 3 and of 2 runs.
+TRUTHS = ((CASES[0], 354.912), (CASES[1], 741.444))
 
 
 @dataclass(slots=True)
@@ -64,9 +67,14 @@ def faulty(from_load: int, **told: object) -> Faulty:
     return replace(Faulty(SimulatedProbe(sleeping(1), seed=1), from_load), **told)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("case", "truth"), TRUTHS)
+def test_the_truth_is_where_a_long_run_has_the_share_that_the_slo_allows(case: Case, truth: float) -> None:
+    below, above = (case.server.over_share(truth * part, case.slo, 1_000_000, seed=9) for part in (0.99, 1.01))
+    assert below < case.slo.over_allowed < above
+
+
 def test_searches_of_a_sleeping_server_are_right_within_2_per_cent_and_their_intervals_cover() -> None:
-    case = CASES[0]
-    truth = case.truth(runs=3)
+    case, truth = TRUTHS[0]
     searches = [searched(case, truth, seed, simulated=SIMULATED) for seed in range(SEARCHES)]
     assert {(one.verdict, one.given) for one in searches} == {("resolved", "model")}
     assert max(abs(one.off or 0.0) for one in searches) < 0.02
@@ -78,8 +86,7 @@ def test_searches_of_a_sleeping_server_are_right_within_2_per_cent_and_their_int
 
 
 def test_two_instances_are_searched_as_well_as_one() -> None:
-    case = CASES[1]
-    truth = case.truth(runs=2)
+    case, truth = TRUTHS[1]
     for seed in range(3):
         one = searched(case, truth, seed, simulated=SIMULATED)
         assert one.off is not None and abs(one.off) < 0.02 and one.seconds < 62.0
@@ -141,6 +148,19 @@ def test_a_limit_below_the_service_time_is_unattainable_and_the_service_time_is_
     assert "20" in answer.reason and "in the engine" in answer.reason
 
 
+def test_a_batch_whose_mean_exceeds_the_median_of_a_request_is_all_of_it_and_no_more() -> None:
+    single = SimulatedProbe(sleeping(1), seed=1).closed(1, 2.0)
+
+    def told(ms: float) -> str:
+        table = (ServiceTime(items=1, busy=1, ms=ms, batches=9),)
+        with pytest.raises(End) as end:
+            require_attainable(single, Slo(limit_ms=15.0), table)
+        return end.value.reason
+
+    assert "ms, 18 ms of that in the engine: no rate" in told(18.0)
+    assert "ms, all of that in the engine: no rate" in told(22.5)
+
+
 def test_a_server_that_fails_requests_is_failing_alone_or_under_load() -> None:
     assert found(sleeping(1), fault=faulty(0), limit_ms=100.0).verdict == "failing"
     under_load = found(sleeping(1), fault=faulty(4), limit_ms=100.0)
@@ -154,6 +174,25 @@ def test_rejected_requests_count_as_over_the_limit() -> None:
     assert (answer.verdict, answer.items_per_s) == ("not_resolvable", None)
     assert "not answered well, where it foresees 0.00%" in answer.model_rejected
     assert "the lowest rate tried, have 2." in answer.reason
+
+
+def test_a_server_that_rejects_a_quarter_at_every_rate_is_told_to_by_count_and_share() -> None:
+    answer = found(sleeping(1), fault=faulty(4, status=Status.REJECTED, share=0.25), limit_ms=100.0, seconds=40.0)
+    told = re.search(r"in the trials (\d+) \(25\.0%\) rejected of (\d+) requests", answer.reason)
+    assert answer.verdict == "not_resolvable" and told is not None
+    assert int(told[1]) == pytest.approx(int(told[2]) / 4, abs=len(answer.trials))
+    assert int(told[2]) >= sum(trial.requests for trial in answer.trials) > 1000  # those of the warm-up, too
+
+
+def test_requests_that_are_rejected_one_at_a_time_are_named_as_such() -> None:
+    answer = found(sleeping(1), fault=faulty(0, status=Status.REJECTED, share=0.25), limit_ms=100.0)
+    assert answer.verdict == "failing"
+    assert re.search(r"of single requests were not answered well: \d+ \(2\d\.\d%\) rejected of \d+", answer.reason)
+
+
+def test_a_queue_that_rejects_less_than_the_slo_allows_is_no_reason() -> None:
+    answer = found(sleeping(1), fault=faulty(4, status=Status.REJECTED, share=0.005), limit_ms=100.0, seconds=24.0)
+    assert answer.verdict == "not_resolvable" and answer.trials and "rejected" not in answer.reason
 
 
 def test_a_bounded_queue_is_part_of_the_model() -> None:
