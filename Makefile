@@ -12,6 +12,8 @@
 .PHONY: test bench bench-search bench-truth bench-long check lock clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
+# Set-up compiles nothing, and many images forbid Python to keep bytecode: every sender would then compile its imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 BRIM := .venv/bin/brim
 RUNS = import sys; sys.exit(sys.version_info < (3, 8))
@@ -101,8 +103,7 @@ bundle:
 
 # First what waits (for pip, torch, servers), and beside it what needs no quiet: units, bookkeeping, endings. Then, alone
 # on the machine, what measures.
-# Set-up compiles nothing: without bytecode kept, each of the processes that tests start would compile its imports anew.
-PYTEST = env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m pytest
+PYTEST = .venv/bin/python -m pytest
 contract = $(addprefix tests/contract/test_,$(addsuffix .py,$(1)))
 waiting = $(call contract,install_setup export serve_server_live serve_models serve_known benchmark_runs measure_endings sender_bugs bad_servers)
 beside = tests/unit $(call contract,gpu_check tls grpc shared_memory cluster cluster_namespaces report_browser)
