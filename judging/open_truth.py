@@ -7,7 +7,7 @@ nothing is fitted on the load that is judged.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -57,31 +57,32 @@ def overheads(alone: Stretch, pairs: Stretch, full: Stretch) -> Overheads | None
     wider = large.items - small.items
     per_item_ms = max(0.0, (large.gap_ms - small.gap_ms) / wider) if wider > 0.5 else 0.0
     fixed_ms = max(0.0, large.gap_ms - per_item_ms * large.items)
-    return _overheads(alone, single.service_ms, fixed_ms, per_item_ms)
-
-
-def overheads_open(alone: Stretch, log: Log, rows: Rows) -> Overheads | None:
-    """From requests that find the server idle, and from an open load with batches of many sizes.
-
-    A closed loop answers and is refilled all at once; where requests come one by one, less is in the way of the next
-    batch. So occupancy is here the line through the gaps behind the batches of an open load, by their items, over those
-    behind which requests waited. None without such batches of two sizes, or where a request did not end well.
-    """
-    single = _handed_over(alone)
-    if single is None or measured(rows) is None:
-        return None
-    items, gap_ms = _gaps_while_waiting(log, rows)
-    if np.unique(items).size < 2:
-        return None
-    per_item_ms, fixed_ms = np.polyfit(items, gap_ms, 1)
-    return _overheads(alone, single.service_ms, max(0.0, float(fixed_ms)), max(0.0, float(per_item_ms)))
-
-
-def _overheads(alone: Stretch, service_ms: float, fixed_ms: float, per_item_ms: float) -> Overheads:
-    beyond_ms = alone.latency_ms - service_ms - fixed_ms - per_item_ms
+    beyond_ms = alone.latency_ms - single.service_ms - fixed_ms - per_item_ms
     return Overheads(
         occupancy_ms=fixed_ms, occupancy_per_item_ms=per_item_ms, additive_ms=max(0.0, beyond_ms)
     )  # fmt: skip
+
+
+def overheads_open(log: Log, rows: Rows, batcher: Batcher) -> Overheads | None:
+    """From one open load, which is not judged; None where no request waited behind a batch, or one did not end well.
+
+    A closed loop answers and is refilled all at once; where requests come one by one, less is in the way of the next
+    batch, and processors sleep deeper. So occupancy is here the line through the gaps behind batches by their items,
+    over those behind which requests waited, and additive is what the mean latency exceeds the simulated one by.
+    """
+    seen = measured(rows)
+    if seen is None:
+        return None
+    items, gap_ms = _gaps_while_waiting(log, rows)
+    if not items.size:
+        return None
+    # Batches of one size tell no slope.
+    per_item_ms, fixed_ms = np.polyfit(items, gap_ms, 1) if np.ptp(items) > 0 else (0.0, gap_ms.mean())
+    occupancy = Overheads(
+        occupancy_ms=max(0.0, float(fixed_ms)), occupancy_per_item_ms=max(0.0, float(per_item_ms)), additive_ms=0.0
+    )  # fmt: skip
+    simulated = foreseen(rows, log, batcher, occupancy)
+    return None if simulated is None else replace(occupancy, additive_ms=max(0.0, seen.mean - simulated.mean))
 
 
 def _gaps_while_waiting(log: Log, rows: Rows) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:

@@ -30,7 +30,7 @@ from loadtest.driver import Driver, LoadSpec
 from loadtest.perf_analyzer_driver import PerfAnalyzerDriver
 from loadtest.rows import read_rows
 from loadtest.sender_driver import SenderDriver
-from queueing.arrivals import Offsets, constant, poisson
+from queueing.arrivals import Offsets, poisson
 from queueing.batcher import Batcher, Service
 from serve.executions import executions_by_instance
 
@@ -38,8 +38,6 @@ from serve.executions import executions_by_instance
 LIMIT_S = 900.0
 #: Length of the loads that overheads are measured by.
 FROZEN_S = 8.0
-#: Between requests that find the server idle; five of the slowest batches that it is asked of.
-APART_S = 0.1
 #: Of its capacity: batches of all sizes, and mostly a request that waits behind them. So much longer, as it is random.
 BUSY_SHARE, BUSY_TIMES = 0.85, 2.5
 #: Seeds from here on are of loads that overheads are measured by, and of none that is judged.
@@ -155,17 +153,13 @@ def freeze(on: Served, *, seconds: float) -> Frozen:
 
 
 def freeze_open(on: Served, *, seconds: float, seed: int) -> Frozen:
-    """For an open loop: requests that find the server idle, full batches, and Poisson arrivals; Lost without batches.
-
-    A server that has been idle for long answers later than one that has just answered: a processor that sleeps takes
-    0.1 to 0.3 ms to wake.
-    """
-    alone = opened(on, constant(1 / APART_S, seconds), rate=1 / APART_S, seconds=seconds)
+    """For an open loop: full batches, and Poisson arrivals; Lost without batches."""
     full = closed(on, on.target.full, seconds=seconds)
     capacity, _ = in_numbers(log_of(on), full)
     busy = poisson_load(on, rate=BUSY_SHARE * capacity, seconds=BUSY_TIMES * seconds, seed=seed)
     log = log_of(on)
-    return _frozen(on, log, overheads_open(_stretch(log, alone), log, busy.rows), [alone, full, busy], full=full)
+    found = overheads_open(log, busy.rows, Batcher.of(on.variant.config))
+    return _frozen(on, log, found, [full, busy], full=full)
 
 
 def _frozen(on: Served, log: Log, found: Overheads | None, loads: Sequence[Observed], *, full: Observed) -> Frozen:

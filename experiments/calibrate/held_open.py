@@ -14,6 +14,10 @@ from queueing.batcher import Batcher
 
 #: Of its capacity. Higher, a tenth of a millisecond a batch moves the tail by more than any clock is worth.
 SHARES = (0.5, 0.75)
+#: What a batch costs in an open loop is measured at a share between them.
+BETWEEN = 0.6
+#: |error| of a mean that holds: in loads of some seconds it is not as sure as the benchmark's in a minute.
+MEAN = 0.02
 #: Requests in flight at most, in full loads: far beyond what waits at these shares.
 OUTSTANDING = 4
 #: Who tells when a request was meant to be sent. perf_analyzer does not: its latencies count from when it sent.
@@ -27,6 +31,11 @@ def frozen(variant: Variant, closed: Mapping[int, Measured]) -> Overheads | None
     if alone is None or pairs is None or full is None:
         return None
     return open_truth.overheads(alone, pairs, full)
+
+
+def frozen_open(variant: Variant, load: Measured | None) -> Overheads | None:
+    """The same from an open loop, which is not judged; None if it came to nothing."""
+    return None if load is None else open_truth.overheads_open(load.log, load.rows, Batcher.of(variant.config))
 
 
 def capacity(variant: Variant, closed: Mapping[int, Measured]) -> float | None:
@@ -45,7 +54,7 @@ def rows_of(
     if measured is not None:
         found = open_truth.measured(measured.rows)
         true = open_truth.foreseen(measured.rows, measured.log, Batcher.of(variant.config), frozen)
-    bounds = Latencies(mean=open_truth.MEAN_MS / true.mean if true else 0.0, p99=open_truth.P99)
+    bounds = Latencies(mean=MEAN, p99=open_truth.P99)
     return [
         CalibrationRow(
             server=described(variant), quantity=f"{name} latency at {share:.0%} of capacity, ms", generator=generator,

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from brim import disk, environment, layout
 from brim.offspring import undisturbed
-from brim.records import Calibration, CalibrationRow, LoadPoint, Overheads, Variant
+from brim.records import Calibration, CalibrationRow, LoadPoint, Variant
 from brim.say import Say
 from experiments.calibrate import held, held_open, show
+from experiments.calibrate.held import Measured
 from experiments.calibrate.plan import Cell, described, opened, short_set, variants
 from experiments.calibrate.send import SENDERS, Bench, send
 from experiments.measure.run import exclusive
@@ -28,7 +29,7 @@ READY_WITHIN_S = 120.0
 #: In a stretch of fewer batches, one more or less at its edge is not small against the bounds.
 BATCHES_LEAST = 50
 #: Percentiles need more requests than rates.
-OPEN_FACTOR = 2.0
+OPEN_FACTOR = 4.0
 
 
 def calibrate(cells: Sequence[Cell], *, out: Path, seconds: float, say: Say, generators: Sequence[Generator]) -> Bench:
@@ -100,22 +101,25 @@ def _open(bench: Bench, variant: Variant, generator: Generator, seconds: float) 
     if frozen is None or capacity is None:
         bench.say.warn(f"{variant.name}: no open loop by {generator}: its closed loops had no full batches")
         return
+    unjudged = _open_load(bench, variant, generator, held_open.BETWEEN, capacity, seconds)
+    frozen = held_open.frozen_open(variant, unjudged) or frozen
     disk.save(bench.folder / f"overheads-{variant.name}-{generator}.json", frozen)
     bench.say.progress(f"{described(variant)}: {show.NAMES[generator]}, {show.overheads(frozen)}")
     for share in held_open.SHARES:
-        _open_load(bench, variant, generator, frozen, share, share * capacity, seconds)
+        bench.say.progress(f"    {share * capacity:.4g}/s, {share:.0%} of its capacity")
+        measured = _open_load(bench, variant, generator, share, capacity, seconds)
+        _take_down(bench, held_open.rows_of(variant, generator, share, frozen, measured))
 
 
 def _open_load(
-    bench: Bench, variant: Variant, generator: Generator, frozen: Overheads, share: float, rate: float, seconds: float
-) -> None:
-    bench.say.progress(f"    {rate:.4g}/s, {share:.0%} of its capacity")
+    bench: Bench, variant: Variant, generator: Generator, share: float, capacity: float, seconds: float
+) -> Measured | None:
+    rate = share * capacity
     point = LoadPoint(
         mode="open", rate_per_s=round(rate, 3), arrivals="poisson", seed=round(100 * share),
         outstanding=held_open.OUTSTANDING * variant.config.full, sender=SENDERS[generator],
     )  # fmt: skip
-    measured = send(bench, variant, point, generator, seconds=seconds, expected_per_s=rate)
-    _take_down(bench, held_open.rows_of(variant, generator, share, frozen, measured))
+    return send(bench, variant, point, generator, seconds=seconds, expected_per_s=rate)
 
 
 def _take_down(bench: Bench, rows: Sequence[CalibrationRow]) -> None:

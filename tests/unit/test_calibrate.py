@@ -10,19 +10,23 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from click.testing import CliRunner
 
 from brim import layout
 from brim.cli import Outcome
 from brim.errors import Lost, NotReady, UsageError
-from brim.records import CalibrationRow, Overheads
+from brim.records import CalibrationRow, Overheads, Status
 from brim.say import Say
 from experiments.calibrate import cli, held, held_open, plan, run, show
 from experiments.calibrate.held import Measured, Own
+from judging.rows import ROW_DTYPE
 from judging.truth import Log
 from judging.windows import Rows
 from loadtest import loadgen_driver
+from queueing import arrivals
+from queueing.batcher import Batcher, Service, open_loop
 from tests.unit import simulated
 
 MS = 1_000_000
@@ -167,6 +171,31 @@ def test_open_loops_without_full_batches_before_them_say_so() -> None:
     found = held_open.frozen(SLEEP, closed)
     assert found == Overheads(occupancy_ms=0.0, occupancy_per_item_ms=0.0, additive_ms=0.0)
     assert held_open.capacity(SLEEP, closed) == pytest.approx(400.0)
+
+
+def test_what_a_batch_costs_in_an_open_loop_comes_from_open_loads() -> None:
+    costs = Overheads(occupancy_ms=0.5, occupancy_per_item_ms=0.05, additive_ms=0.3)
+
+    def sent(at_s: npt.NDArray[np.float64]) -> Measured:
+        batcher = Batcher(max_batch=8)
+        seen = open_loop(at_s, batcher, Service.of(batcher, lambda _: 0.02), costs)
+        rows = np.zeros(at_s.size, dtype=ROW_DTYPE)
+        rows["intended_ns"] = rows["sent_ns"] = np.rint(at_s * 1e9)
+        rows["done_ns"], rows["items"] = np.rint(seen.done_s * 1e9), 1
+        held_s = (costs.occupancy_ms + costs.occupancy_per_item_ms * seen.batch_items) / 1e3
+        stamps = [np.rint(at * 1e9) for at in (seen.batch_start_s, seen.batch_end_s - held_s)]
+        lines = np.stack([*stamps, seen.batch_items], axis=1).astype(np.int64).tolist()
+        log = Log.of({"0": [(start, end, items) for start, end, items in lines]})
+        return Measured(generator="locust", rows=rows, reads=(), log=log)
+
+    load = sent(arrivals.poisson(240.0, 8.0, seed=60) / 1e9)
+    found = held_open.frozen_open(SLEEP, load)
+    assert found is not None
+    assert (found.occupancy_ms, found.occupancy_per_item_ms) == pytest.approx((0.5, 0.05), abs=1e-3)
+    assert found.additive_ms == pytest.approx(0.3, abs=1e-3)
+    assert held_open.frozen_open(SLEEP, None) is None
+    load.rows["status"][100] = Status.REJECTED
+    assert held_open.frozen_open(SLEEP, load) is None
 
 
 def test_an_open_loop_that_came_to_nothing_does_not_hold() -> None:

@@ -157,26 +157,35 @@ def test_the_same_requests_may_come_faster_each_as_late_as_it_was() -> None:
     assert at(2.5) > alone + 20  # 20 ms apart: each waits longer than the one before it
 
 
-def test_the_overheads_of_an_open_loop_come_out_of_it() -> None:
+@pytest.mark.parametrize("rate", [190.0, 320.0])
+def test_the_overheads_of_an_open_loop_come_out_of_it(rate: float) -> None:
     batcher = Batcher(max_batch=8)
-    at_s = arrivals.poisson(320.0, 20.0, seed=6) / 1e9
+    at_s = arrivals.poisson(rate, 20.0, seed=6) / 1e9
     seen = open_loop(at_s, batcher, Service.of(batcher, lambda b: 0.018 + 0.0002 * b), COSTS)
-    rows, log = a_load(seen), a_log(seen, COSTS)
-    alone = a_stretch(1, service_ms=18.2, latency_ms=18.2 + 0.55 + 0.3)
-    found = open_truth.overheads_open(alone, log, rows)
+    found = open_truth.overheads_open(a_log(seen, COSTS), a_load(seen), batcher)
     assert found is not None
     assert found.occupancy_ms == pytest.approx(COSTS.occupancy_ms, abs=1e-3)
     assert found.occupancy_per_item_ms == pytest.approx(COSTS.occupancy_per_item_ms, abs=1e-4)
     assert found.additive_ms == pytest.approx(COSTS.additive_ms, abs=1e-3)
 
 
+def test_batches_of_one_item_tell_a_fixed_cost_alone() -> None:
+    batcher = Batcher(max_batch=1)
+    seen = open_loop(arrivals.poisson(40.0, 20.0, seed=6) / 1e9, batcher, Service.of(batcher, lambda _: 0.020), COSTS)
+    found = open_truth.overheads_open(a_log(seen, COSTS), a_load(seen), batcher)
+    assert found is not None
+    assert found.occupancy_ms == pytest.approx(0.55, abs=1e-3)
+    assert found.occupancy_per_item_ms == 0.0
+    assert found.additive_ms == pytest.approx(0.3, abs=1e-3)
+
+
 def test_an_open_loop_whose_requests_never_wait_or_fail_tells_no_overheads() -> None:
     batcher = Batcher(max_batch=8)
-    alone = a_stretch(1, service_ms=20.0, latency_ms=20.85)
-    seen = open_loop(arrivals.constant(25.0, 4.0) / 1e9, batcher, Service.of(batcher, lambda _: 0.020), COSTS)
-    assert open_truth.overheads_open(alone, a_log(seen, COSTS), a_load(seen)) is None
-    busy = open_loop(arrivals.poisson(320.0, 4.0, seed=6) / 1e9, batcher, Service.of(batcher, lambda _: 0.020), COSTS)
+    service = Service.of(batcher, lambda _: 0.020)
+    seen = open_loop(arrivals.constant(25.0, 4.0) / 1e9, batcher, service, COSTS)
+    assert open_truth.overheads_open(a_log(seen, COSTS), a_load(seen), batcher) is None
+    busy = open_loop(arrivals.poisson(320.0, 4.0, seed=6) / 1e9, batcher, service, COSTS)
     rows = a_load(busy)
-    assert open_truth.overheads_open(alone, a_log(busy, COSTS), rows) is not None
+    assert open_truth.overheads_open(a_log(busy, COSTS), rows, batcher) is not None
     rows["status"][50] = Status.FAILED
-    assert open_truth.overheads_open(alone, a_log(busy, COSTS), rows) is None
+    assert open_truth.overheads_open(a_log(busy, COSTS), rows, batcher) is None
