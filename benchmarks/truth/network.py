@@ -35,13 +35,15 @@ SMALL_S, AROUND = 300.0, (0.95, 1.05)
 RESNET_S, BELOW, ABOVE = 600.0, 0.85, 1.15
 #: Of a search: a network scatters, and where the queueing model is rejected, a minute is too little for the data alone.
 SEARCH_S = 180.0
+#: A machine whose own speed changes from one trial to the next resolves nothing; then it is searched again.
+SEARCHES = 3
 SEED = 21
 
 
 def run_small(book: Book) -> None:
     """A network of some hundred images a second on a thread of a CPU."""
     with served_small(book) as on:
-        found = _search(on)
+        found = _search(book, on)
         book.add(*_headline(SMALL.name, found), fast_enough(found.capacity_items_per_s))
         for number, share in enumerate(AROUND):
             book.add(_held(on, found, share, book.scaled(SMALL_S), SEED + number))
@@ -67,7 +69,7 @@ def run_resnet_below(book: Book) -> None:
     """ResNet-50 at p95: the search, and below its answer."""
     card = _resnet(book)
     with fresh(_variant(card, 4), book.folder, book.out) as on:
-        found = _search(on, "--percentile", "95")
+        found = _search(book, on, "--percentile", "95")
         book.add(*_headline("resnet50", found))
         assert found.items_per_s is not None  # else the search was lost
         book.keep(rate=found.items_per_s, limit_ms=found.slo.limit_ms)
@@ -84,12 +86,14 @@ def run_resnet_above(book: Book) -> None:
         book.add(_held(on, found, ABOVE, book.scaled(RESNET_S), SEED))
 
 
-def _search(on: Served, *asked: str) -> SloRate:
+def _search(book: Book, on: Served, *asked: str) -> SloRate:
     words = ("--slo-ms", "auto", "--slo-only", "--slo-seconds", f"{SEARCH_S:g}", *asked)
-    found = disk.load(SloRate, brim_loadtest(on, *words) / "slo.json")
-    if found.items_per_s is None or found.verdict != "resolved":
-        raise Lost(f"`brim loadtest {' '.join(words)}` gave no rate: {found.verdict} {found.reason}")
-    return found
+    for _ in range(SEARCHES):
+        found = disk.load(SloRate, brim_loadtest(on, *words) / "slo.json")
+        if found.items_per_s is not None and found.verdict == "resolved":
+            return found
+        book.add(told(f"{on.variant.name}: a search without a rate", f"{found.verdict}: {found.reason}"))
+    raise Lost(f"`brim loadtest {' '.join(words)}` gave no rate {SEARCHES} times")
 
 
 def _headline(name: str, found: SloRate) -> list[Line]:
