@@ -145,7 +145,6 @@ bench-long:
 	$(strip $(BENCH).long $(out) $(ARGS))
 
 # The units in two halves by name, and the types beside them: two cores are done in little more than half the time.
-# Those that are interrupted stay in the second: a shell lets nothing in the background hear SIGINT.
 define units_and_types
 @types=$$(mktemp); half=$$(mktemp); .venv/bin/mypy >"$$types" 2>&1 & mypy=$$!; \
 $(PYTEST) -q -p no:cacheprovider tests/unit/test_[a-oq]*.py >"$$half" 2>&1 & first=$$!; \
