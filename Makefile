@@ -109,9 +109,9 @@ waiting = $(call contract,install_setup export serve_server_live serve_models se
 beside = tests/unit $(call contract,gpu_check tls grpc shared_memory cluster cluster_namespaces report_browser)
 define all_tests
 @said=$$(mktemp); $(PYTEST) $(beside) >"$$said" 2>&1 & pid=$$!; \
-$(PYTEST) $(waiting); waited=$$?; \
+$(PYTEST) --durations=8 $(waiting); waited=$$?; \
 wait $$pid; unit=$$?; cat "$$said"; rm -f "$$said"; \
-$(PYTEST) tests/contract $(addprefix --ignore=,$(waiting) $(filter tests/contract/%,$(beside))); alone=$$?; \
+$(PYTEST) --durations=12 tests/contract $(addprefix --ignore=,$(waiting) $(filter tests/contract/%,$(beside))); alone=$$?; \
 [ $$waited = 0 ] && [ $$unit = 0 ] && [ $$alone = 0 ]
 endef
 
