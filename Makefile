@@ -106,7 +106,7 @@ bundle:
 PYTEST = .venv/bin/python -m pytest
 contract = $(addprefix tests/contract/test_,$(addsuffix .py,$(1)))
 waiting = $(call contract,install_setup export serve_server_live serve_models serve_known benchmark_runs measure_endings sender_bugs bad_servers)
-beside = tests/unit $(call contract,gpu_check tls grpc shared_memory cluster cluster_namespaces report_browser)
+beside = tests/unit tests/studies $(call contract,gpu_check tls grpc shared_memory cluster cluster_namespaces report_browser)
 define all_tests
 @said=$$(mktemp); $(PYTEST) $(beside) >"$$said" 2>&1 & pid=$$!; \
 $(PYTEST) --durations=8 $(waiting); waited=$$?; \

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import json
 import math
 import tomllib
@@ -77,7 +78,7 @@ def read_toml(path: Path, option: str) -> dict[str, Any]:
 
 def build(kind: type[T], plain: Mapping[str, Any], *, where: str) -> T:
     """The record of `kind` in a mapping (of JSON or of TOML); unknown keys and wrong types are refused with `where`."""
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]  # a class can be hashed
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]  # kind is a record class
     for key in plain:
         if key not in fields:
@@ -94,6 +95,11 @@ def build(kind: type[T], plain: Mapping[str, Any], *, where: str) -> T:
         return kind(**values)
     except InvalidRecord as error:
         raise InvalidRecord(f"{where}: {error}") from error
+
+
+@functools.cache  # a run of a thousand records has twenty kinds
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _typed(hint: Any, value: Any, *, where: str) -> Any:

@@ -8,10 +8,10 @@ figure, the engine alone, the other generator; each on a server start of its own
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from judging.tolerances import CEILING, FULL_BUSY, PLATEAU, RUNS_ON
 from judging.verdict import gain, load_point
@@ -106,6 +106,9 @@ class At(NamedTuple):
     transfer: bool = False
 
 
+Points: TypeAlias = Mapping[At, Sequence[Done]]  # the search's loads that gave a rate
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """What the search says so far."""
@@ -123,8 +126,10 @@ def next_step(plan: Plan, done: Sequence[Done]) -> Step | None:
     """The next step, or None when all is measured. A load that gave no window ends the experiment."""
     if done and done[-1].items_per_s is None and done[-1].step.purpose not in ("alone", "cross_check", "transfer"):
         return None
-    if plan.concurrency is None and (step := _search(plan, done) or _transfer(plan, done)) is not None:
-        return step
+    if plan.concurrency is None:
+        points = _by_point(done)
+        if (step := _search(plan, points) or _transfer(plan, done, points)) is not None:
+            return step
     return _figure(plan, done, findings(plan, done))
 
 
@@ -154,7 +159,11 @@ def point_gain(done: Sequence[Done], base: At, more: At) -> float | None:
     whose speed drifts changes both factors by the same amount, and a client that is too slow shows as an engine
     that waits or as smaller batches, never as a slower engine.
     """
-    first, second = _at(done, base), _at(done, more)
+    return _gain(_by_point(done), base, more)
+
+
+def _gain(points: Points, base: At, more: At) -> float | None:
+    first, second = points.get(base), points.get(more)
     if not first or not second:
         return None
     # Fewer bytes take less of the engine's own time, too (its copy in): that is part of what they gain.
@@ -162,13 +171,13 @@ def point_gain(done: Sequence[Done], base: At, more: At) -> float | None:
     return gain(statistics.median(map(value, first)), statistics.median(map(value, second)))
 
 
-def _at(done: Sequence[Done], at: At) -> list[Done]:
-    return [d for d in done if _is_at(d, at) and d.items_per_s is not None]
-
-
-def _is_at(d: Done, at: At) -> bool:
-    purposes = ("transfer",) if at.transfer else ("search", "one_more_sender")
-    return d.step.purpose in purposes and (d.step.concurrency, d.step.senders) == (at.concurrency, at.senders)
+def _by_point(done: Sequence[Done]) -> Points:
+    points = dict[At, list[Done]]()
+    for d in done:
+        if d.step.purpose in ("search", "one_more_sender", "transfer") and d.rates:
+            at = At(d.step.concurrency, d.step.senders, d.step.purpose == "transfer")
+            points.setdefault(at, []).append(d)
+    return points
 
 
 def _comparable(loads: Sequence[Done]) -> bool:
@@ -189,37 +198,37 @@ def _at_engine_speed(d: Done) -> float:
 # ---------------------------------------------------------------------------- the search
 
 
-def _search(plan: Plan, done: Sequence[Done]) -> Step | None:
+def _search(plan: Plan, points: Points) -> Step | None:
     """The ladder's next load, then one more sender at its top; a gain of that climbs again with one more."""
     for rung in plan.low:
         at = At(rung, min(plan.senders, rung))
-        if not _at(done, at):
+        if at not in points:
             return _step("search", at)
     for senders in range(plan.senders, max(plan.max_senders, plan.senders + 1)):
-        if (step := _climb(plan, done, senders)) is not None:
+        if (step := _climb(plan, points, senders)) is not None:
             return step
-        climbed = _climbed(plan, done, senders)
+        climbed = _climbed(plan, points, senders)
         if not climbed or senders + 1 > min(plan.max_senders, climbed[-1]):
             return None
         here, further = At(climbed[-1], senders), At(climbed[-1], senders + 1)
-        if (step := _settle(plan, done, here, further, "one_more_sender")) is not None:
+        if (step := _settle(plan, points, here, further, "one_more_sender")) is not None:
             return step
-        if (point_gain(done, here, further) or 0) <= PLATEAU:
+        if (_gain(points, here, further) or 0) <= PLATEAU:
             return None
     return None
 
 
-def _climb(plan: Plan, done: Sequence[Done], senders: int) -> Step | None:
+def _climb(plan: Plan, points: Points, senders: int) -> Step | None:
     """The next load of the doublings with so many senders; None when one gained nothing, or at the bound."""
     rungs = _rungs(plan, senders)
     for low, high in pairwise(rungs):
         base, more = At(low, senders), At(high, senders)
-        if (step := _settle(plan, done, base, more, "search")) is not None:
+        if (step := _settle(plan, points, base, more, "search")) is not None:
             return step
-        if (point_gain(done, base, more) or 0) <= PLATEAU:
+        if (_gain(points, base, more) or 0) <= PLATEAU:
             return None
     only = At(rungs[0], senders) if rungs else None
-    return _step("search", only) if only is not None and not _at(done, only) else None
+    return _step("search", only) if only is not None and only not in points else None
 
 
 def _rungs(plan: Plan, senders: int) -> list[int]:
@@ -227,37 +236,39 @@ def _rungs(plan: Plan, senders: int) -> list[int]:
     return [rung for rung in plan.high if rung >= senders]
 
 
-def _climbed(plan: Plan, done: Sequence[Done], senders: int) -> list[int]:
+def _climbed(plan: Plan, points: Points, senders: int) -> list[int]:
     """The rungs that the doublings reached with so many senders."""
     reached: list[int] = []
     for rung in _rungs(plan, senders):
-        if not _at(done, At(rung, senders)):
+        if At(rung, senders) not in points:
             break
         reached.append(rung)
-        if len(reached) > 1 and (point_gain(done, At(reached[-2], senders), At(rung, senders)) or 0) <= PLATEAU:
+        if len(reached) > 1 and (_gain(points, At(reached[-2], senders), At(rung, senders)) or 0) <= PLATEAU:
             break
     return reached
 
 
-def _transfer(plan: Plan, done: Sequence[Done]) -> Step | None:
+def _transfer(plan: Plan, done: Sequence[Done], points: Points) -> Step | None:
     """The same items with fewer bytes, where the engine has time left: if that gains, the bytes were the limit."""
+    if not plan.transfer:
+        return None
     found = findings(plan, done)
     at = At(found.concurrency, found.senders)
-    shares = [d.busy_share for d in _at(done, at) if d.busy_share is not None]
-    failed = any(_is_at(d, at._replace(transfer=True)) and d.items_per_s is None for d in done)
-    if not plan.transfer or failed or not shares or statistics.median(shares) >= FULL_BUSY:
+    shares = [d.busy_share for d in points.get(at, ()) if d.busy_share is not None]
+    failed = any(d.step == _step("transfer", at) and not d.rates for d in done)
+    if failed or not shares or statistics.median(shares) >= FULL_BUSY:
         return None
-    return _settle(plan, done, at, at._replace(transfer=True), "transfer")
+    return _settle(plan, points, at, at._replace(transfer=True), "transfer")
 
 
-def _settle(plan: Plan, done: Sequence[Done], base: At, more: At, purpose: Purpose) -> Step | None:
+def _settle(plan: Plan, points: Points, base: At, more: At, purpose: Purpose) -> Step | None:
     """Measure base and more; while `more` seems to gain over the plateau, both again, up to plan.rounds times."""
-    at_base, at_more = len(_at(done, base)), len(_at(done, more))
+    at_base, at_more = len(points.get(base, ())), len(points.get(more, ()))
     if not at_base:
         return _step("search", base)
     if not at_more:
         return _step(purpose, more)
-    if (point_gain(done, base, more) or 0) <= PLATEAU:
+    if (_gain(points, base, more) or 0) <= PLATEAU:
         return None
     if at_base <= at_more and at_base < plan.rounds:
         return _step("search", base)
@@ -272,36 +283,36 @@ def findings(plan: Plan, done: Sequence[Done]) -> Found:
     """The load point, and the gains that the verdict rests on."""
     if plan.concurrency is not None:
         return Found(doubling_gain=None, sender_gain=None, concurrency=plan.concurrency, senders=plan.senders)
-    senders = plan.senders
-    sender_gain = _sender_gain(plan, done, senders)
-    while sender_gain is not None and sender_gain > PLATEAU and _sender_gain(plan, done, senders + 1) is not None:
+    points, senders = _by_point(done), plan.senders
+    sender_gain = _sender_gain(plan, points, senders)
+    while sender_gain is not None and sender_gain > PLATEAU and _sender_gain(plan, points, senders + 1) is not None:
         senders += 1
-        sender_gain = _sender_gain(plan, done, senders)
-    climbed = _climbed(plan, done, senders)
+        sender_gain = _sender_gain(plan, points, senders)
+    climbed = _climbed(plan, points, senders)
     if not climbed:
         return Found(doubling_gain=None, sender_gain=None, concurrency=(plan.high or plan.low)[-1], senders=senders)
     height, relative = 1.0, {climbed[0]: 1.0}
     for low, high in pairwise(climbed):
-        height *= 1.0 + (point_gain(done, At(low, senders), At(high, senders)) or 0.0)
+        height *= 1.0 + (_gain(points, At(low, senders), At(high, senders)) or 0.0)
         relative[high] = height
     lower = climbed[-2] if len(climbed) > 1 else None
     at_top = At(climbed[-1], senders)
     point = At(load_point(relative), senders)
     return Found(
-        doubling_gain=None if lower is None else point_gain(done, At(lower, senders), at_top),
+        doubling_gain=None if lower is None else _gain(points, At(lower, senders), at_top),
         sender_gain=sender_gain,
         concurrency=point.concurrency,
         senders=senders,
         lower=lower,
         top=at_top.concurrency,
-        transfer_gain=point_gain(done, point, point._replace(transfer=True)),
+        transfer_gain=_gain(points, point, point._replace(transfer=True)),
     )
 
 
-def _sender_gain(plan: Plan, done: Sequence[Done], senders: int) -> float | None:
+def _sender_gain(plan: Plan, points: Points, senders: int) -> float | None:
     """What one sender more than so many gained at the top of their ladder."""
-    climbed = _climbed(plan, done, senders)
-    return point_gain(done, At(climbed[-1], senders), At(climbed[-1], senders + 1)) if climbed else None
+    climbed = _climbed(plan, points, senders)
+    return _gain(points, At(climbed[-1], senders), At(climbed[-1], senders + 1)) if climbed else None
 
 
 # ---------------------------------------------------------------------------- rounds at the load point

@@ -13,6 +13,7 @@ import pytest
 
 from brim.cli import VERBS
 from brim.errors import EXIT_PRECEDENCE, worst_exit
+from tests.measuring import heard_of
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -31,41 +32,44 @@ def test_help_names_every_verb_of_the_contract() -> None:
     assert all(f"\n  {verb} " in done.stdout for verb in VERBS)
 
 
-def test_a_verb_that_is_not_built_yet_answers_help_and_otherwise_exits_2() -> None:
-    told = brim("plan", "--help")
-    assert told.returncode == 0
-    assert "Not built yet" in told.stdout
-    refused = brim("plan", "--peak", "100")
-    assert refused.returncode == 2
-    assert refused.stderr.splitlines() == [
+def test_a_verb_that_is_not_built_yet_answers_help_and_otherwise_exits_2(capfd: pytest.CaptureFixture[str]) -> None:
+    told = heard_of("plan", "--help", capfd=capfd)
+    assert told.code == 0
+    assert "Not built yet" in told.answers
+    refused = heard_of("plan", "--peak", "100", capfd=capfd)
+    assert refused.code == 2
+    assert refused.errors == [
         "brim: plan is not built yet; `brim --help` says what is",
         "brim: exit 2 (usage)",
     ]
 
 
-def test_an_unknown_verb_is_one_line_with_the_verb_that_was_meant() -> None:
-    refused = brim("lodtest")
-    assert refused.returncode == 2
-    assert refused.stderr.splitlines() == [
+def test_an_unknown_verb_is_one_line_with_the_verb_that_was_meant(capfd: pytest.CaptureFixture[str]) -> None:
+    refused = heard_of("lodtest", capfd=capfd)
+    assert refused.code == 2
+    assert refused.errors == [
         "brim: there is no verb 'lodtest'; did you mean 'loadtest'?",
         "brim: exit 2 (usage)",
     ]
 
 
 @pytest.mark.parametrize("verb", [v for v, (where, _) in VERBS.items() if where])
-def test_every_verb_has_help_and_refuses_an_unknown_flag_in_one_line(verb: str) -> None:
-    assert brim(verb, "--help").returncode == 0
-    refused = brim(verb, "--no-such-flag")
-    assert refused.returncode == 2
-    assert len(refused.stderr.splitlines()) == 2
-    assert "--no-such-flag" in refused.stderr
+def test_every_verb_has_help_and_refuses_an_unknown_flag_in_one_line(
+    verb: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    helped = heard_of(verb, "--help", capfd=capfd)
+    assert helped.code == 0 and helped.answers.startswith(f"Usage: brim {verb} ")
+    refused = heard_of(verb, "--no-such-flag", capfd=capfd)
+    assert refused.code == 2
+    assert len(refused.errors) == 2
+    assert "--no-such-flag" in refused.errors[0]
 
 
-def test_a_flag_with_a_letter_missing_is_told_which_one_was_meant() -> None:
-    refused = brim("loadtest", "m__b4", "--concurency", "4")
-    assert refused.returncode == 2
-    assert len(refused.stderr.splitlines()) == 2
-    assert "'--concurency'" in refused.stderr and "Did you mean '--concurrency'?" in refused.stderr
+def test_a_flag_with_a_letter_missing_is_told_which_one_was_meant(capfd: pytest.CaptureFixture[str]) -> None:
+    refused = heard_of("loadtest", "m__b4", "--concurency", "4", capfd=capfd)
+    assert refused.code == 2
+    assert len(refused.errors) == 2
+    assert "'--concurency'" in refused.errors[0] and "Did you mean '--concurrency'?" in refused.errors[0]
 
 
 @pytest.mark.parametrize(
@@ -119,9 +123,12 @@ def test_the_first_signal_ends_in_order_and_the_second_at_once(signum: int, code
     ("words", "code"),
     [(["loadtest", "--json"], 3), (["plan", "--json"], 2), (["loadtest", "--sendrs", "2", "--json"], 2)],
 )
-def test_a_command_that_fails_still_gives_exactly_one_document(tmp_path: Path, words: list[str], code: int) -> None:
-    done = brim(*words, "--out", str(tmp_path)) if words[0] == "loadtest" else brim(*words)
-    assert done.returncode == code
-    document = json.loads(done.stdout)
+def test_a_command_that_fails_still_gives_exactly_one_document(
+    tmp_path: Path, words: list[str], code: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path)] if words[0] == "loadtest" else []
+    failed = heard_of(*words, *out, capfd=capfd)
+    assert failed.code == code
+    document = json.loads(failed.answers)
     assert document["exit_code"] == code
-    assert document["error"] in done.stderr
+    assert document["error"] in failed.errors[0]

@@ -13,6 +13,7 @@ import pytest
 from brim import __main__ as entry
 from brim import layout
 from brim.cli import VERBS
+from tests.measuring import heard_of
 
 
 def brim(*arguments: str, python: tuple[str, ...] = (), stdout: int = subprocess.PIPE) -> tuple[int, list[str]]:
@@ -59,11 +60,13 @@ def test_a_reader_that_has_left_already_is_no_error() -> None:
 
 
 @pytest.mark.parametrize("verb", [verb for verb, (where, _) in VERBS.items() if where])
-def test_a_file_where_the_folder_for_results_should_be_is_named(verb: str, tmp_path: Path) -> None:
+def test_a_file_where_the_folder_for_results_should_be_is_named(
+    verb: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "out").write_text("")
-    code, lines = brim(verb, "--out", str(tmp_path / "out"))
-    assert code == 6
-    assert lines == [
+    refused = heard_of(verb, "--out", str(tmp_path / "out"), capfd=capfd)
+    assert refused.code == 6
+    assert refused.errors == [
         f"brim: {tmp_path / 'out'} is a file, not a folder; remove it or choose another with --out",
         "brim: exit 6 (resources)",
     ]
