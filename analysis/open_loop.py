@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,8 @@ import numpy.typing as npt
 from brim.records import Load, Slo, StatsRead, Status
 from judging.backlog import open_steady
 from judging.edges import Nanoseconds
+from judging.rows import Rows
 from judging.tolerances import FAILING
-from judging.windows import Rows
 
 #: A silence of so many median latencies, with at least this share of the requests due in it, is told as a stall:
 #: shorter ones are batches, and rarer ones no percentile would show.
@@ -158,9 +159,8 @@ def percentiles(ms: Floats) -> Percentiles | None:
     )  # fmt: skip
 
 
-def _ms(rows: Rows, begin: str) -> Floats:
-    found: Floats = (rows["done_ns"] - rows[begin]) / 1e6
-    return found
+def _ms(rows: Rows, begin: Literal["intended_ns", "sent_ns"]) -> Floats:
+    return (rows["done_ns"] - rows[begin]) / 1e6
 
 
 def _percentile(ms: Floats, at: float) -> float:

@@ -15,8 +15,8 @@ from brim import disk
 from brim.errors import InvalidRecord
 from brim.records import ROW_HEADER, StatsRead
 from judging.edges import Nanoseconds
-from judging.rows import ROW_DTYPE, decode
-from judging.windows import Rows, by_completion
+from judging.rows import ROW_DTYPE, Rows, decode
+from judging.windows import by_completion
 
 
 def read(run: Path, workers: Collection[int]) -> Rows:
@@ -27,7 +27,7 @@ def read(run: Path, workers: Collection[int]) -> Rows:
         file = run / "requests" / f"{worker}.bin"
         if file.is_file() and file.stat().st_size >= ROW_HEADER.size:  # shorter: a kill left it without its header
             parts.append(decode(file.read_bytes(), str(file))[1])
-    return by_completion(np.concatenate(parts))
+    return by_completion(np.concatenate(parts).view(Rows))
 
 
 def schedule(run: Path, name: str | None) -> Nanoseconds | None:
@@ -57,13 +57,13 @@ def _inside(run: Path, name: str | None) -> Path | None:
 
 def _of_parquet(file: Path, workers: Collection[int]) -> Rows:
     if not file.is_file():
-        return np.empty(0, ROW_DTYPE)
+        return np.empty(0, ROW_DTYPE).view(Rows)
     names = ROW_DTYPE.names or ()
     try:
         frame = pl.scan_parquet(file).filter(pl.col("worker").is_in(list(workers))).select(names).collect()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InvalidRecord(f"{file}: cannot be read ({error}); the run's rows are lost") from error
-    rows = np.empty(frame.height, ROW_DTYPE)
+    rows = np.empty(frame.height, ROW_DTYPE).view(Rows)
     for name in names:
         rows[name] = frame[name].to_numpy()
     return rows

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brim.records import Overheads, Slo, StatsRead, Status
-from judging.rows import ROW_DTYPE
+from judging.rows import ROW_DTYPE, Rows
 from judging.slo_observed import Observed
 from queueing import arrivals
 from queueing.batcher import Batcher, Service, Simulated, closed_loop, open_loop
@@ -155,7 +155,7 @@ class SimulatedProbe:
     ) -> Observed:  # fmt: skip
         self.now_s += START_S
         start_ns = round(self.now_s * 1e9)
-        rows = np.zeros(due_s.size, ROW_DTYPE)
+        rows = np.zeros(due_s.size, ROW_DTYPE).view(Rows)
         intended = np.rint(due_s * 1e9).astype(np.int64) if offsets_ns is None else offsets_ns
         rows["intended_ns"] = rows["sent_ns"] = start_ns + intended
         answered = np.isfinite(latency_s)

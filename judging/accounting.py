@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from brim.records import Status, Window
+from judging.rows import Rows
 from judging.tolerances import FAILING, LITTLE
-from judging.windows import Rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

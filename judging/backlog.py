@@ -14,6 +14,7 @@ from scipy.special import stdtr  # Student's t; scipy.stats takes a second to im
 
 from brim.records import StatsRead, Status
 from judging.edges import Nanoseconds
+from judging.rows import Rows
 from judging.steady import Steady
 from judging.tolerances import (
     BACKLOG_P,
@@ -24,7 +25,6 @@ from judging.tolerances import (
     STEADY_SHORT_WARMUP_SHARE,
     UNSENT_SHARE,
 )
-from judging.windows import Rows
 
 #: How a reason begins that is none of the server's.
 CLIENT_LATE = "the client does not keep up"

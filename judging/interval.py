@@ -14,8 +14,9 @@ from scipy.special import stdtrit  # Student's t quantile; scipy.stats takes a s
 
 from brim.records import Window
 from judging.edges import Counts, Nanoseconds, rates, whole_batch_edges
+from judging.rows import Rows
 from judging.tolerances import CONFIDENCE, INTERVAL_MIN_BATCHES, SEGMENTS, STARTS_LEAST
-from judging.windows import Rows, answered
+from judging.windows import answered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from brim.records import Slo, StatsRead, Status
 from judging.edges import Nanoseconds, whole_batch_edges
+from judging.rows import Rows
 from judging.tolerances import LATE_SHARE, PLACES_FULL, SENT_LATE
-from judging.windows import Rows, answered
+from judging.windows import answered
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Numbers: TypeAlias = npt.NDArray[np.int64]
@@ -69,7 +70,7 @@ def latencies(observed: Observed) -> Floats:
     or never sent, which are over any limit.
     """
     offsets_ns = observed.offsets_ns if observed.offsets_ns is not None else np.empty(0, np.int64)
-    rows = np.sort(observed.rows, order="intended_ns", kind="stable")
+    rows = np.sort(observed.rows, order="intended_ns", kind="stable").view(Rows)
     due_ns = rows["intended_ns"] - observed.start_ns
     # Requests that are due in the same nanosecond take their places one after the other.
     place = np.searchsorted(offsets_ns, due_ns) + np.arange(due_ns.size) - np.searchsorted(due_ns, due_ns)
@@ -111,7 +112,8 @@ def late_words(seen: Observed, slo: Slo) -> str:
     unsent = (seen.offsets_ns.size if seen.offsets_ns is not None else 0) - seen.rows.size
     return (
         f"the client could not keep to the schedule: it sent {share:.1%} of the requests over {late_ms:.3g} ms late or "
-        f"never, with places in flight to spare (lag p99 {lag_ms:.3g} ms, {max(0, unsent)} never sent)"
+        f"never, with places in flight to spare (lag p99 {lag_ms:.3g} ms, {max(0, unsent)} never sent); free its "
+        "cores, or add --senders"
     )
 
 

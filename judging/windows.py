@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from brim.errors import InvalidRecord, Lost
 from brim.records import Cpu, Gpu, Latency, LoadPoint, ServerDelta, StatsRead, Status, StepCount, Window
 from judging.edges import Counts, Nanoseconds, whole_batch_edge
+from judging.rows import Rows
 from judging.steady import Steady
 from judging.tolerances import WINDOW_MAX_S, WINDOW_MIN_BATCHES, WINDOW_MIN_S
 
-Rows: TypeAlias = npt.NDArray[Any]  # of judging.rows.ROW_DTYPE
 Generator: TypeAlias = Literal["locust", "perf_analyzer", "loadgen"]
 
 #: Spacing of the window edges where no statistics are read.

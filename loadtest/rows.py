@@ -13,12 +13,13 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from brim import codec, disk
 from brim.errors import InvalidRecord, NoResource
 from brim.records import ROW_HEADER
-from judging.rows import ROW_DTYPE, Anchor, decode
+from judging.rows import ROW_DTYPE, Anchor, Rows, decode
 
 FIELDS: tuple[str, ...] = ROW_DTYPE.names or ()
 
@@ -38,7 +39,7 @@ def close_rows(run: Path) -> Path:
     return target
 
 
-def read_rows(run: Path, workers: Collection[int] | None = None) -> np.ndarray:
+def read_rows(run: Path, workers: Collection[int] | None = None) -> Rows:
     """The rows of a run (of these workers), whether it is closed or not; worker by worker, as they were written."""
     anchors, parts = _closed(run / "requests.parquet")
     wanted = None if workers is None else {str(w) for w in workers}
@@ -57,9 +58,9 @@ def read_anchors(run: Path) -> dict[int, Anchor]:
     return {int(worker): anchor for worker, anchor in anchors.items()}
 
 
-def _together(parts: Sequence[np.ndarray]) -> np.ndarray:
+def _together(parts: Sequence[Rows]) -> Rows:
     """All parts in one array that keeps the padding of ROW_DTYPE, which numpy's own concatenation drops."""
-    rows = np.empty(sum(map(len, parts)), ROW_DTYPE)
+    rows = np.empty(sum(map(len, parts)), ROW_DTYPE).view(Rows)
     end = 0
     for part in parts:
         rows[end : end + len(part)] = part
@@ -73,7 +74,7 @@ def _worker_files(run: Path, *, without: Collection[str]) -> list[Path]:
     return sorted((f for f in files if f.stat().st_size >= ROW_HEADER.size), key=lambda f: int(f.stem))
 
 
-def _closed(parquet: Path) -> tuple[dict[str, Anchor], list[np.ndarray]]:
+def _closed(parquet: Path) -> tuple[dict[str, Anchor], list[Rows]]:
     if not parquet.exists():
         return {}, []
     try:
@@ -81,13 +82,13 @@ def _closed(parquet: Path) -> tuple[dict[str, Anchor], list[np.ndarray]]:
         frame = pl.read_parquet(parquet, columns=list(FIELDS))
     except (pl.exceptions.PolarsError, OSError, KeyError, ValueError) as error:
         raise InvalidRecord(f"{parquet}: cannot be read ({error}); the run's rows are lost") from error
-    rows = np.empty(frame.height, ROW_DTYPE)
+    rows = np.empty(frame.height, ROW_DTYPE).view(Rows)
     for name in FIELDS:
         rows[name] = frame[name].to_numpy()
     return {worker: codec.build(Anchor, a, where=str(parquet)) for worker, a in plain.items()}, [rows]
 
 
-def _save(target: Path, rows: np.ndarray, anchors: dict[str, Anchor]) -> None:
+def _save(target: Path, rows: npt.NDArray[np.void], anchors: dict[str, Anchor]) -> None:
     frame = pl.DataFrame({name: np.ascontiguousarray(rows[name]) for name in FIELDS})
     with disk.told(target):
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")

@@ -16,8 +16,8 @@ from benchmarks.truth.loads import brim_loadtest, closed, fresh
 from brim import layout
 from brim.records import Status
 from experiments.calibrate.plan import variant
+from judging.rows import Rows
 from judging.slo_observed import Floats, service_latencies
-from judging.windows import Rows
 from loadtest.rows import read_rows
 
 RATE, LOAD_S, STALL_S = 100.0, 40.0, 1.0

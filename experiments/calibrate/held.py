@@ -13,8 +13,9 @@ from brim.records import CalibrationRow, LoadPoint, StatsRead, Window
 from experiments.calibrate.plan import Cell, Quantity
 from judging import truth
 from judging.edges import whole_batch_edge
+from judging.rows import Rows
 from judging.truth import Log
-from judging.windows import Generator, Rows, answered, batch_period_ns, server_delta, window
+from judging.windows import Generator, answered, batch_period_ns, server_delta, window
 
 #: |error| that holds. A capacity is what servers are bought by; the rest is within what a busy machine's clocks allow.
 CAPACITY, LADDER = 0.01, 0.02

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 from brim.records import LoadPoint, StatsRead, Window
 from judging.backlog import open_steady
+from judging.rows import Rows
 from judging.steady import Steady, first_fifth, steady
 from judging.tolerances import STEADY_SHORT_WARMUP_SHARE
-from judging.windows import Generator, Rows, answered, batch_period_ns, cut_windows
+from judging.windows import Generator, answered, batch_period_ns, cut_windows
 from loadtest.statistics_reader import INTERVAL_S
 
 #: A read comes an interval after the one before it was answered, and a batch or two later than that on a full machine.

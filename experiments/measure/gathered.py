@@ -12,7 +12,8 @@ from brim.records import Calibration, Latency, Load, Run, StatsRead, Target, Win
 from experiments.measure.alone import Kept, Values
 from experiments.measure.steps import Done, Plan
 from judging.evidence import busy_share, effective_batch
-from judging.windows import Rows, latency
+from judging.rows import Rows
+from judging.windows import latency
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +110,7 @@ def latency_of(loads: Sequence[MeasuredLoad]) -> Latency | None:
         for load in loads
         for w in load.measured
     ]
-    return latency(np.concatenate(inside)) if inside else None
+    return latency(np.concatenate(inside).view(Rows)) if inside else None
 
 
 def mean(values: Sequence[float | None]) -> float | None:

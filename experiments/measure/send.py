@@ -19,6 +19,7 @@ from experiments.measure.gathered import MeasuredLoad
 from experiments.measure.request import Offsets, OpenLoop
 from experiments.measure.steps import Done, Step, foreseen
 from judging import windows as judged
+from judging.rows import Rows
 from loadtest import prepared
 from loadtest.driver import Driver, LoadSpec
 from loadtest.load import Loaded, run_load
@@ -233,7 +234,7 @@ def _of_hosts(window: Window, load: Load) -> Window:
 
 def _cut(
     bench: Bench,
-    rows: judged.Rows,
+    rows: Rows,
     reads: Sequence[StatsRead],
     generator: judged.Generator,
     point: LoadPoint,

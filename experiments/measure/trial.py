@@ -16,8 +16,9 @@ from experiments.measure.bench import Bench
 from experiments.measure.gathered import MeasuredLoad
 from experiments.measure.request import Offsets, OpenLoop
 from experiments.measure.send import load_spec, opened, point_of, take_down
+from judging.rows import Rows
 from judging.slo_observed import Observed
-from judging.windows import Rows, by_completion, server_delta
+from judging.windows import by_completion, server_delta
 from loadtest.driver import LoadSpec
 from loadtest.load import Loaded, run_load
 from loadtest.rows import read_rows

@@ -28,7 +28,7 @@ import brim
 from brim import codec, disk
 from brim.errors import Lost, NoResource, NotReady, UsageError
 from brim.records import LoadPoint, Status
-from judging.rows import decode
+from judging.rows import Rows, decode
 from loadtest import payload, rows, target
 from loadtest.cluster_driver import ClusterDriver, cluster, worker_command, worker_environment
 from loadtest.cluster_wire import PROTOCOL, Place, WorkerPart
@@ -135,7 +135,7 @@ def start(driver: ClusterDriver, spec: LoadSpec) -> RunningLoad:
     return driver.start(spec, Path(spec.folder))
 
 
-def in_flight_at_most(found: np.ndarray) -> int:
+def in_flight_at_most(found: Rows) -> int:
     steps = sorted([(int(t), 1) for t in found["sent_ns"]] + [(int(t), -1) for t in found["done_ns"]])
     return int(np.cumsum([step for _, step in steps]).max())
 

@@ -23,6 +23,7 @@ import pytest
 from brim import disk, layout
 from brim.errors import NotReady, UsageError
 from brim.records import LoadPoint, Status, Target
+from judging.rows import Rows
 from loadtest import payload, rows, sampling, target
 from loadtest.driver import LoadResult, LoadSpec, RunningLoad
 from loadtest.sender_driver import SenderDriver
@@ -154,7 +155,7 @@ def described_offline(server: FakeServer) -> Target:
     )  # fmt: skip
 
 
-def in_flight_at_most(found: np.ndarray) -> int:
+def in_flight_at_most(found: Rows) -> int:
     """The largest number of requests that were in flight at one time, an end before a beginning at the same instant."""
     at = np.concatenate([found["sent_ns"], found["done_ns"]])
     step = np.concatenate([np.ones(len(found), int), -np.ones(len(found), int)])

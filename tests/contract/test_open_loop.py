@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import psutil
 import pytest
 
@@ -17,6 +18,8 @@ from brim import disk, layout
 from brim.kserve import KServe
 from brim.records import LoadPoint, Sender, ServingConfig, Status, Variant
 from brim.say import Say
+from judging.edges import Nanoseconds
+from judging.rows import Rows
 from loadtest import payload, rows, target
 from loadtest.driver import LoadResult, LoadSpec, RunningLoad
 from loadtest.sender_driver import SenderDriver
@@ -31,23 +34,23 @@ SECOND = 1_000 * MS
 SENDERS: tuple[Sender, ...] = ("locust_http", "grpc_aio", "tritonclient_http", "tritonclient_grpc")
 
 
-def constant(rate_per_s: float, seconds: float) -> np.ndarray:
+def constant(rate_per_s: float, seconds: float) -> Nanoseconds:
     return np.arange(round(rate_per_s * seconds), dtype=np.int64) * round(SECOND / rate_per_s)
 
 
-def poisson(rate_per_s: float, seconds: float) -> np.ndarray:
+def poisson(rate_per_s: float, seconds: float) -> Nanoseconds:
     """Exactly rate × seconds arrivals, uniform over the time: what Poisson arrivals are, given their number."""
     return np.sort(np.random.default_rng(4).integers(0, round(seconds * SECOND), round(rate_per_s * seconds)))
 
 
-def spec_of(server: FakeServer, run: Path, offsets_ns: np.ndarray, **changed: Any) -> LoadSpec:
+def spec_of(server: FakeServer, run: Path, offsets_ns: Nanoseconds, **changed: Any) -> LoadSpec:
     """A load of these arrivals on the fake server by one process with 32 slots, unless changed."""
     described = target.describe(server.url, server.model, allowed={}, shapes={})
     folder = payload.prepare(described, run / "payload", items_per_request=1, input_data=None, seed=1)
     return _spec(server.url, server.model, folder, run, offsets_ns, **changed)
 
 
-def _spec(url: str, model: str, folder: Path, run: Path, offsets_ns: np.ndarray, **changed: Any) -> LoadSpec:
+def _spec(url: str, model: str, folder: Path, run: Path, offsets_ns: Nanoseconds, **changed: Any) -> LoadSpec:
     np.save(run / "schedule.npy", offsets_ns)
     point: dict[str, Any] = {"mode": "open", "rate_per_s": 100.0, "arrivals": "trace", "outstanding": 32}
     usual: dict[str, Any] = {
@@ -66,11 +69,11 @@ def start(spec: LoadSpec) -> RunningLoad:
 class Sent:
     """The requests of a load in the order in which they were intended, in ns from its start."""
 
-    intended: np.ndarray
-    sent: np.ndarray
-    done: np.ndarray
-    worker: np.ndarray
-    status: np.ndarray
+    intended: Nanoseconds
+    sent: Nanoseconds
+    done: Nanoseconds
+    worker: npt.NDArray[np.uint16]
+    status: npt.NDArray[np.uint8]
 
     def __len__(self) -> int:
         return len(self.intended)
@@ -78,7 +81,7 @@ class Sent:
 
 def sent_rows(run: Path, result: LoadResult) -> Sent:
     """What the rows say; as many as the result counts, each sent when it was due or later."""
-    found = np.sort(rows.read_rows(run), order=["intended_ns", "sent_ns"])
+    found = np.sort(rows.read_rows(run), order=["intended_ns", "sent_ns"]).view(Rows)
     intended, sent, done = (found[name] - result.start_ns for name in ("intended_ns", "sent_ns", "done_ns"))
     assert result.sent == len(found)
     assert (intended <= sent).all() and (sent <= done).all()

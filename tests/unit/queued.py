@@ -9,7 +9,7 @@ import numpy as np
 from brim.records import Status
 from experiments.overload.run import Sent
 from judging.overload import QUEUE_FULL, QUEUE_TIMEOUT
-from judging.rows import ROW_DTYPE
+from judging.rows import ROW_DTYPE, Rows
 from judging.slo_observed import Observed
 from queueing.arrivals import Offsets
 from queueing.batcher import Batcher, Service, open_loop
@@ -23,7 +23,7 @@ def answered(
     """What becomes of these arrivals at that server; those with a number in `unsent` never leave."""
     sent_ns = np.delete(offsets_ns, list(unsent))
     seen = open_loop(sent_ns / 1e9, batcher, Service.of(batcher, lambda _: service_s))
-    rows = np.zeros(len(sent_ns), dtype=ROW_DTYPE)
+    rows = np.zeros(len(sent_ns), dtype=ROW_DTYPE).view(Rows)
     rows["intended_ns"] = rows["sent_ns"] = START_NS + sent_ns
     rows["done_ns"] = START_NS + np.round(seen.done_s * 1e9).astype(np.int64)
     rows["items"], rows["status"] = 1, seen.outcome

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from brim.records import StatsRead, Status
-from judging.rows import ROW_DTYPE
-from judging.windows import Rows
+from judging.rows import ROW_DTYPE, Rows
 
 SECOND = 1_000_000_000
 
@@ -74,7 +73,7 @@ def closed_loop(
                 done = now + lasts + place * spread_ns // len(batch)
                 rows.append((sent, sent, done, 1, 0, Status.OK))
                 heapq.heappush(events, (done, 1, place))
-    table = np.array(rows, dtype=ROW_DTYPE)
+    table = np.array(rows, dtype=ROW_DTYPE).view(Rows)
     table = table[np.argsort(table["done_ns"], kind="stable")]
     return Simulated(
         rows=table,

@@ -69,7 +69,7 @@ def test_rows_of_another_clock_become_rows_of_ours_and_keep_everything_else() ->
     assert (anchor.unix_ns, anchor.monotonic_ns) == (1_700_000_000_000_000_000, 42)
     assert rows["sent_ns"].tolist() == list(range(100, 900, 100))
     assert np.array_equal(rows["done_ns"] - rows["sent_ns"], np.full(8, 700))
-    assert {tuple(r) for r in rows[["items", "worker", "status"]].tolist()} == {(4, 9, int(Status.TIMED_OUT))}
+    assert {(r["items"], r["worker"], r["status"]) for r in rows} == {(4, 9, Status.TIMED_OUT)}
 
 
 def test_no_rows_are_no_rows() -> None:

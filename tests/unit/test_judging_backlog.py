@@ -9,16 +9,17 @@ import pytest
 
 from brim.records import StatsRead
 from judging.backlog import growth, open_steady
-from judging.rows import ROW_DTYPE
+from judging.edges import Nanoseconds
+from judging.rows import ROW_DTYPE, Rows
 from judging.steady import Steady
-from judging.windows import Rows, by_completion
+from judging.windows import by_completion
 from queueing.arrivals import poisson
 from tests.unit import simulated
 
 SECOND = 1_000_000_000
 
 
-def served(intended_ns: np.ndarray, service_ns: int) -> np.ndarray:
+def served(intended_ns: Nanoseconds, service_ns: int) -> Nanoseconds:
     """When each request is done by one server that takes one at a time: max(previous done, intended) + service."""
     done, free = np.empty_like(intended_ns), 0
     for n, at in enumerate(intended_ns):
@@ -34,9 +35,9 @@ def test_a_server_too_slow_by_a_tenth_leaves_a_tenth_of_what_arrives() -> None:
     assert found.p_value < 1e-6
 
 
-def rows_of(intended_ns: np.ndarray, done_ns: np.ndarray, sent_ns: np.ndarray | None = None) -> Rows:
+def rows_of(intended_ns: Nanoseconds, done_ns: Nanoseconds, sent_ns: Nanoseconds | None = None) -> Rows:
     """Sent when they were due, unless said otherwise; by completion."""
-    rows = np.zeros(len(intended_ns), ROW_DTYPE)
+    rows = np.zeros(len(intended_ns), ROW_DTYPE).view(Rows)
     rows["intended_ns"], rows["done_ns"], rows["items"] = intended_ns, done_ns, 1
     rows["sent_ns"] = intended_ns if sent_ns is None else sent_ns
     return by_completion(rows)

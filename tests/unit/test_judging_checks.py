@@ -24,7 +24,7 @@ from brim.records import (
 from judging import checks
 from judging.accounting import Finding, items_by_status, littles_law, load_adds_up, window_adds_up
 from judging.evidence import SenderExperiment
-from judging.rows import ROW_DTYPE
+from judging.rows import ROW_DTYPE, Rows
 from judging.steady import Steady
 from judging.windows import Generator, cut_windows, server_delta
 from tests.unit.simulated import SECOND, closed_loop, constant
@@ -78,7 +78,7 @@ def items(**counts: int) -> dict[Status, int]:
 
 
 def test_items_are_summed_by_how_their_requests_ended() -> None:
-    rows = np.array([(0, 0, 1, 3, 0, Status.OK)] * 2 + [(0, 0, 1, 5, 0, Status.FAILED)], dtype=ROW_DTYPE)
+    rows = np.array([(0, 0, 1, 3, 0, Status.OK)] * 2 + [(0, 0, 1, 5, 0, Status.FAILED)], dtype=ROW_DTYPE).view(Rows)
     assert items_by_status(rows) == items(ok=6, failed=5)
 
 
@@ -161,8 +161,8 @@ def test_rule_1_names_what_does_not_add_up() -> None:
 
 
 def test_rule_2_is_about_open_loops() -> None:
-    on_time = np.array([(0, 2 * MS, 9 * MS, 1, 0, Status.OK)], dtype=ROW_DTYPE)
-    early = np.array([(3 * MS, 2 * MS, 9 * MS, 1, 0, Status.OK)], dtype=ROW_DTYPE)
+    on_time = np.array([(0, 2 * MS, 9 * MS, 1, 0, Status.OK)], dtype=ROW_DTYPE).view(Rows)
+    early = np.array([(3 * MS, 2 * MS, 9 * MS, 1, 0, Status.OK)], dtype=ROW_DTYPE).view(Rows)
     rate = LoadPoint(mode="open", rate_per_s=9.0, arrivals="poisson", outstanding=64)
     assert checks.intended_time(LoadPoint(concurrency=1), on_time).state == "not_applicable"
     assert checks.intended_time(rate, on_time) == Check(rule=2, name="intended_time", state="held", value=2.0)

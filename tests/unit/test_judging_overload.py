@@ -22,7 +22,7 @@ from judging.queue_limits import (
     propose,
     service_of,
 )
-from judging.rows import ROW_DTYPE
+from judging.rows import ROW_DTYPE, Rows
 from judging.slo_model import Model
 from judging.slo_observed import Observed, sent_late
 from queueing.arrivals import Offsets, constant, poisson
@@ -37,9 +37,9 @@ SERVICE_S, CAPACITY = 0.02, 400.0
 SINGLE, SINGLE_S = Batcher(max_batch=1), 0.01
 
 
-def rows(*requests: tuple[float, float, float, Status]) -> np.ndarray:
+def rows(*requests: tuple[float, float, float, Status]) -> Rows:
     """intended, sent and done in seconds from the start, and how it ended."""
-    table = np.zeros(len(requests), dtype=ROW_DTYPE)
+    table = np.zeros(len(requests), dtype=ROW_DTYPE).view(Rows)
     for row, (intended_s, sent_s, done_s, status) in zip(table, requests, strict=True):
         row["intended_ns"], row["sent_ns"], row["done_ns"] = (
             START_NS + round(s * 1e9) for s in (intended_s, sent_s, done_s)
@@ -48,7 +48,7 @@ def rows(*requests: tuple[float, float, float, Status]) -> np.ndarray:
     return table
 
 
-def seen(table: np.ndarray, offsets_s: list[float], errors: dict[str, int] | None = None) -> Sent:
+def seen(table: Rows, offsets_s: list[float], errors: dict[str, int] | None = None) -> Sent:
     offsets_ns = np.round(np.array(offsets_s) * 1e9).astype(np.int64)
     load = Observed(rows=table, offsets_ns=offsets_ns, start_ns=START_NS, end_ns=START_NS, load=3)
     return Sent(seen=load, errors=errors or {})
@@ -133,7 +133,7 @@ def test_what_a_client_sends_late_counts_against_it_only_while_it_had_places_fre
     late = rows(*((t / 10, t / 10 + 0.02, t / 10 + 0.03, Status.OK) for t in range(10)))
     waiting = rows(*((t / 1000, t / 1000 + 0.02, 1 + t / 1000, Status.OK) for t in range(10)))  # all in flight at once
 
-    def share(table: np.ndarray, offsets_s: list[float], outstanding: int | None) -> float:
+    def share(table: Rows, offsets_s: list[float], outstanding: int | None) -> float:
         return sent_late(replace(seen(table, offsets_s).seen, outstanding=outstanding), 10.0)
 
     assert share(late, [], 10) == share(late, [], None) == 1.0
@@ -146,7 +146,7 @@ def test_what_is_never_sent_is_the_servers_doing_if_all_places_were_taken_and_th
     quick = rows(*((t / 10, t / 10, t / 10 + 0.01, Status.OK) for t in range(8)))
     due = [t / 10 for t in range(10)]
 
-    def share(table: np.ndarray, outstanding: int | None) -> float:
+    def share(table: Rows, outstanding: int | None) -> float:
         return sent_late(replace(seen(table, due).seen, outstanding=outstanding), 10.0)
 
     assert share(slow, 8) == 0.0  # all eight places are taken

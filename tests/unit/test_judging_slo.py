@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.simulated_probe import SimulatedProbe, TrueServer, contending, sleeping
 from brim.records import Overheads, Slo, Status
-from judging.rows import ROW_DTYPE
+from judging.rows import ROW_DTYPE, Rows
 from judging.slo_estimate import STEP, correlation, explain
 from judging.slo_model import Model, Profile, fit, ladder, seconds_of
 from judging.slo_observed import Floats, Observed, block_means, latencies, over_shares, parts
@@ -26,7 +26,7 @@ SLO = Slo(limit_ms=100.0, percentile=99.0)
 
 def observed(offsets_ms: list[int], rows: list[tuple[int, int, Status]]) -> Observed:
     """A load with this schedule, of which these (due, taken, status) requests, in ms, were sent."""
-    table = np.zeros(len(rows), ROW_DTYPE)
+    table = np.zeros(len(rows), ROW_DTYPE).view(Rows)
     for row, (due, taken, status) in zip(table, rows, strict=True):
         row["intended_ns"] = row["sent_ns"] = START_NS + due * MS
         row["done_ns"], row["status"], row["items"] = START_NS + (due + taken) * MS, status, 1

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from brim.errors import InvalidRecord, Lost
 from brim.records import Latency, LoadPoint, StatsRead, Status, Window
 from judging.edges import whole_batch_edge
-from judging.rows import ROW_DTYPE
+from judging.rows import ROW_DTYPE, Rows
 from judging.steady import Steady, steady
 from judging.windows import (
-    Rows,
     answered,
     batch_period_ns,
     by_completion,
@@ -32,7 +31,7 @@ POINT = LoadPoint(concurrency=8)
 
 
 def table(*rows: tuple[int, int, int, int, int, Status]) -> Rows:
-    return np.array(list(rows), dtype=ROW_DTYPE)
+    return np.array(list(rows), dtype=ROW_DTYPE).view(Rows)
 
 
 def read(at_ns: int, **changes: object) -> StatsRead:
@@ -297,7 +296,7 @@ def test_rows_that_end_before_they_were_sent_are_refused() -> None:
 def test_a_million_rows_of_four_workers_give_the_rate_that_they_were_made_with() -> None:
     count, batch = 1_000_000, 100
     done = 50 * MS + (np.arange(count) // batch) * 3 * MS + (np.arange(count) % batch) * 1000
-    rows = np.zeros(count, dtype=ROW_DTYPE)
+    rows = np.zeros(count, dtype=ROW_DTYPE).view(Rows)
     rows["sent_ns"] = rows["intended_ns"] = done - 6 * MS
     rows["done_ns"], rows["items"] = done, 1
     rows["worker"] = np.random.default_rng(0).integers(4, size=count)

@@ -9,26 +9,26 @@ import pytest
 
 from brim.records import LoadPoint, Verdict, Window
 from experiments.measure.cut import enough_seconds, period_ns, windows_of
-from judging.rows import ROW_DTYPE
+from judging.rows import ROW_DTYPE, Rows
 from judging.verdict import Facts, because, verdict
 from tests.unit.simulated import Simulated, closed_loop, constant
 
 MS = 1_000_000
 
 
-def ramp_then_steady(seconds: float, ramp_s: float) -> np.ndarray:
+def ramp_then_steady(seconds: float, ramp_s: float) -> Rows:
     """Batches of 4 every 100 ms, every 130 ms while it ramps: the cut falls where the ramp ends."""
     ends, at = [], 0.0
     while at < seconds:
         at += 0.13 if at < ramp_s else 0.1
         ends += [round(at * 1e9) + i * 1000 for i in range(4)]
-    rows = np.zeros(len(ends), dtype=ROW_DTYPE)
+    rows = np.zeros(len(ends), dtype=ROW_DTYPE).view(Rows)
     rows["done_ns"], rows["items"] = ends, 1
     rows["sent_ns"] = rows["intended_ns"] = np.maximum(0, rows["done_ns"] - 200 * MS)
     return rows
 
 
-def cut(rows: np.ndarray, generator: Literal["locust", "perf_analyzer"]) -> list[Window]:
+def cut(rows: Rows, generator: Literal["locust", "perf_analyzer"]) -> list[Window]:
     windows = windows_of(
         rows, (), generator=generator, point=LoadPoint(concurrency=8), min_seconds=10, min_batches=40, max_seconds=60
     )
@@ -85,7 +85,7 @@ def test_a_record_that_was_found_long_enough_is_judged_no_further() -> None:
     later = ramp_then_steady(16.0, 16.0)
     later["done_ns"] = steady["done_ns"].max() + 5 * later["done_ns"][: len(later)]
     later["sent_ns"] = later["intended_ns"] = later["done_ns"] - 200 * MS
-    both = np.concatenate((steady, later))
+    both = np.concatenate((steady, later)).view(Rows)
     assert [w.items_ok for w in cut(both, "locust")] != [w.items_ok for w in cut(steady, "locust")]
     windows = windows_of(
         both, (), generator="locust", point=LoadPoint(concurrency=8), min_seconds=10, min_batches=40, max_seconds=60,
@@ -98,7 +98,7 @@ def test_a_record_that_was_found_long_enough_is_judged_no_further() -> None:
 
 
 def test_nothing_sent_has_no_window() -> None:
-    rows = np.zeros(0, dtype=ROW_DTYPE)
+    rows = np.zeros(0, dtype=ROW_DTYPE).view(Rows)
     assert cut(rows, "locust") == []
     assert period_ns(rows, ()) == 1
 

@@ -14,7 +14,7 @@ import pytest
 from brim.errors import Lost
 from brim.kserve import KServe
 from brim.records import EnsembleStep, Gpu, LoadPoint, StatsRead, StepCount, Target, Window
-from judging.rows import ROW_DTYPE
+from judging.rows import ROW_DTYPE, Rows
 from judging.steady import Steady
 from judging.windows import cut_windows, server_delta
 from loadtest.statistics_reader import ProcessorTime, StatisticsReader, counters
@@ -72,7 +72,7 @@ def test_a_window_holds_what_each_step_did_in_it() -> None:
 def windows_with(*gpus: Gpu | None) -> list[Window]:
     """A steady load of 12 s, answered every 10 ms, with one read a second."""
     done_ns = np.arange(1, 1201) * (SECOND // 100)
-    rows = np.zeros(len(done_ns), dtype=ROW_DTYPE)
+    rows = np.zeros(len(done_ns), dtype=ROW_DTYPE).view(Rows)
     rows["intended_ns"] = rows["sent_ns"] = done_ns - SECOND // 200
     rows["done_ns"], rows["items"] = done_ns, 1
     return cut_windows(
