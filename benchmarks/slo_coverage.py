@@ -26,7 +26,7 @@ from experiments.measure.slo_profile import Sought
 #: An interval that claims 95%, of a search whose model is only nearly right.
 COVERS = 0.92
 OFF_MOST, LONGEST_S = 0.02, 120.0  # of a search of a sleeping server
-TRUTH_RUNS = 12
+TRUTH_RUNS = 12  # of eight million simulated requests each
 HEAD = (
     "server", "SLO", "truth", "searches", "resolved", "covered", "without", "half-width", "sd", "furthest", "s",
     "model",
@@ -48,12 +48,12 @@ class Case:
     def name(self) -> str:
         return self.server.name + (", data alone" if self.model_free else "")
 
-    def truth(self, runs: int = TRUTH_RUNS) -> float:
+    def truth(self) -> float:
         """Items/s at the SLO."""
         if self.server.exponential:
             service_s = float(self.server.service.seconds[0, 0])
             return 1 / service_s + math.log(self.slo.over_allowed) / (self.slo.limit_ms / 1e3)
-        return self.server.rate_at(self.slo, self.high, runs)
+        return self.server.rate_at(self.slo, self.high, TRUTH_RUNS)
 
 
 P99 = Slo(limit_ms=100.0, percentile=99.0)

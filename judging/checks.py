@@ -12,9 +12,9 @@ from typing import Literal
 from brim.records import Calibration, Check, CrossCheck, Environment, LoadPoint, ServerDelta, Window
 from judging.accounting import Finding
 from judging.evidence import SenderExperiment
+from judging.rows import Rows
 from judging.tolerances import AGREE_WINDOWS, CEILING, PLATEAU
 from judging.verdict import gain
-from judging.windows import Rows
 
 NAMES = {
     1: "accounting",
@@ -152,7 +152,11 @@ def outputs(
 
 
 def calibrated(made: Calibration | None, here: Environment, point: LoadPoint) -> Check:
-    """Rule 8: known servers were measured right here by what sent this load, too; the value is the largest error."""
+    """Rule 8: known servers were measured right here by what sent this load, too; the value is the largest error.
+
+    Machine, Brim's commit, Python, kernel and packages must be the same, as far as both list them. The served Triton
+    may be another: a run lists it under another name than a calibration, as it is the client that is calibrated.
+    """
     if (point.protocol, point.transport, point.sender) != CALIBRATED:
         way = f"{point.protocol}, {point.transport.replace('_', ' ')}, {point.sender}"
         return not_applicable(8, f"`brim calibrate` sends over HTTP with Brim's own sender; this load went by {way}")

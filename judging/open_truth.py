@@ -1,8 +1,8 @@
 """What a known server's log and the queueing simulator say of an open loop: the latencies that must come out. Pure.
 
 The simulator is fed with what was recorded of the judged load itself: when each request was sent, and how long the
-server logged each batch. What a batch costs beyond that is measured beforehand in closed loop, and then left alone:
-nothing is fitted on the load that is judged.
+server logged each batch. What a batch costs beyond that is frozen from an open loop that is not judged: nothing is
+fitted on the one that is.
 """
 
 from __future__ import annotations
@@ -13,15 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from brim.records import Overheads, Status
+from judging.rows import Rows
 from judging.truth import Executions, Log
-from judging.windows import Rows
 from queueing.batcher import Batcher, Service, open_loop
 
 #: The first tenth of a load is not compared: connections open with the first requests.
 BEGINNING = 0.1
-#: A millisecond of latency at half load is nothing to a user, a share of it a figure: so the mean is held in ms …
-MEAN_MS = 0.3
-#: … and the tail, which is hypersensitive to how long a batch takes, as a share.
+#: |error| of a tail that holds, as a share: it is hypersensitive to how long a batch takes.
 P99 = 0.05
 #: A request that was sent no longer ago may not be in the queue yet.
 UNDERWAY_NS = 1_000_000
@@ -87,7 +85,7 @@ def overheads_open(log: Log, rows: Rows, batcher: Batcher) -> Overheads | None:
 
 def _gaps_while_waiting(log: Log, rows: Rows) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Items of each batch behind which a request waited, and ms until the next began on its instance."""
-    sent = np.sort(rows[["sent_ns", "items"]], order="sent_ns")
+    sent = rows[np.argsort(rows["sent_ns"], kind="stable")]
     first_ns, last_ns = int(sent["sent_ns"][0]), int(sent["sent_ns"][-1])
     started = log.ended(first_ns, int(rows["done_ns"].max()))
     there, taken = np.cumsum(sent["items"]), np.cumsum(started[:, 2])

@@ -1,4 +1,4 @@
-"""Loads that the parts send, what the server logged of them, and what its batches cost beyond that, frozen beforehand.
+"""Loads that the parts send, what the server logged of them, and what its batches cost beyond that, by loads apart.
 
 Writes the folders of the loads below the served variant's own.
 """
@@ -36,9 +36,10 @@ from serve.executions import executions_by_instance
 
 #: Of a command of Brim.
 LIMIT_S = 900.0
-#: Length of the loads that overheads are measured by.
+#: Seconds of each closed load that overheads are measured by.
 FROZEN_S = 8.0
-#: Of its capacity: batches of all sizes, and mostly a request that waits behind them. So much longer, as it is random.
+#: The open load that they are measured by: its share of the capacity (batches of all sizes, and mostly a request that
+#: waits behind them), and how many times as long as a closed one it lasts, as it is random.
 BUSY_SHARE, BUSY_TIMES = 0.85, 2.5
 #: Seeds from here on are of loads that overheads are measured by, and of none that is judged.
 FREEZING = 100
@@ -112,7 +113,10 @@ def in_numbers(log: Log, load: Observed) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Frozen:
-    """What was measured before anything is judged: the overheads, and items a second with full batches."""
+    """The overheads, and items a second with full batches, by loads that are not judged.
+
+    Measured before anything is judged; only the part `open` also measures them behind each load, and takes the mean.
+    """
 
     batcher: Batcher
     overheads: Overheads
@@ -145,27 +149,41 @@ class Frozen:
 
 
 def freeze(on: Served, *, seconds: float) -> Frozen:
-    """For a closed loop: one request alone, two an instance, and two full batches an instance; Lost without batches."""
+    """For a closed loop: one request alone, two an instance, and two full batches an instance, `seconds` each.
+
+    Lost if the log does not tell how one batch follows another in all three.
+    """
     instances = on.variant.config.instances
     loads = [closed(on, n, seconds=seconds) for n in (1, 2 * instances, on.target.full)]
     log = log_of(on)
-    return _frozen(on, log, overheads(*(_stretch(log, load) for load in loads)), loads, full=loads[-1])
+    found = overheads(*(_stretch(log, load) for load in loads))
+    if found is None:
+        raise Lost(
+            f"no batch follows another in the log of a closed load of {seconds:g} s, so what one costs is not known; "
+            f"send longer loads, and look at the executions-*.csv in {on.logs}"
+        )
+    capacity, _ = in_numbers(log, loads[-1])
+    return _frozen(on, found, capacity, loads)
 
 
 def freeze_open(on: Served, *, seconds: float, seed: int) -> Frozen:
-    """For an open loop: full batches, and Poisson arrivals; Lost without batches."""
+    """For an open loop: full batches for `seconds`, and Poisson arrivals for BUSY_TIMES that.
+
+    Lost if a request of these did not end well, or none waited behind a batch.
+    """
     full = closed(on, on.target.full, seconds=seconds)
     capacity, _ = in_numbers(log_of(on), full)
     busy = poisson_load(on, rate=BUSY_SHARE * capacity, seconds=BUSY_TIMES * seconds, seed=seed)
-    log = log_of(on)
-    found = overheads_open(log, busy.rows, Batcher.of(on.variant.config))
-    return _frozen(on, log, found, [full, busy], full=full)
-
-
-def _frozen(on: Served, log: Log, found: Overheads | None, loads: Sequence[Observed], *, full: Observed) -> Frozen:
+    found = overheads_open(log_of(on), busy.rows, Batcher.of(on.variant.config))
     if found is None:
-        raise Lost("the loads that overheads are measured by left none of their batches in the log")
-    capacity, _ = in_numbers(log, full)
+        raise Lost(
+            f"what a batch costs is not known: of {len(busy.rows)} requests at {BUSY_SHARE:.0%} of the capacity one "
+            f"did not end well, or none waited behind a batch; look at the server's log in {on.logs}, and measure again"
+        )
+    return _frozen(on, found, capacity, [full, busy])
+
+
+def _frozen(on: Served, found: Overheads, capacity: float, loads: Sequence[Observed]) -> Frozen:
     return Frozen(
         batcher=Batcher.of(on.variant.config), overheads=found, capacity=capacity, start_ns=loads[0].start_ns,
         end_ns=loads[-1].end_ns,

@@ -22,15 +22,17 @@ from brim import disk
 from brim.errors import Lost
 from experiments.calibrate.plan import variant
 from experiments.measure.run import exclusive
-from judging.open_truth import MEAN_MS, P99, Latencies, foreseen, measured
+from judging.open_truth import P99, Latencies, foreseen, measured
+from judging.rows import Rows
 from judging.slo_observed import Observed
 from judging.truth import Log
-from judging.windows import Rows
 from queueing.arrivals import Offsets, poisson
 
 LOAD_S = 60.0
 #: Shares of the capacity: at those the latencies themselves must agree, at this one the rate that explains them.
 IN_LATENCY, IN_RATE = (0.5, 0.75), 0.9
+#: |error| of a mean that holds: a millisecond at half load is nothing to a user, a share of it a figure.
+MEAN_MS = 0.3
 RATE_ERROR = 0.01
 #: A rate that is off by more explains nothing; halvings of that range.
 FURTHEST, HALVINGS = 0.05, 12

@@ -22,7 +22,7 @@ HELP = """Measure servers of known capacity, and hold every generator against th
 Without --known: sleep with one and with two instances, affine, and null, in two minutes. With it: that server alone and
 in doublings, up to two full batches in flight for each instance, then at 50% and 75% of its capacity. Ends with 0 only
 if every figure holds: a capacity within 1% of the log, others in closed loop within 2% (or 0.3 ms); in open loop the
-mean within 0.3 ms of the queueing simulator and the 99th percentile within 5%."""
+mean within 2% of the queueing simulator and the 99th percentile within 5%."""
 
 
 @verb(HELP)

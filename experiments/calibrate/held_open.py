@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from brim.records import CalibrationRow, Overheads, Variant
 from experiments.calibrate.held import Measured, cut
-from experiments.calibrate.plan import described, telling
+from experiments.calibrate.plan import described
 from judging import open_truth, truth
-from judging.open_truth import Latencies, Stretch
+from judging.open_truth import Latencies
 from judging.windows import Generator
 from queueing.batcher import Batcher
 
@@ -24,34 +22,31 @@ OUTSTANDING = 4
 GENERATORS: tuple[Generator, ...] = ("locust", "loadgen")
 
 
-def frozen(variant: Variant, closed: Mapping[int, Measured]) -> Overheads | None:
-    """What a batch costs beyond its logged time, from these closed loops by concurrency; None if they do not say."""
-    stretches = [_stretch(closed.get(n), n) for n in telling(variant)]
-    alone, pairs, full = stretches
-    if alone is None or pairs is None or full is None:
-        return None
-    return open_truth.overheads(alone, pairs, full)
-
-
 def frozen_open(variant: Variant, load: Measured | None) -> Overheads | None:
-    """The same from an open loop, which is not judged; None if it came to nothing."""
+    """What a batch costs beyond its logged time, from an open loop that is not judged.
+
+    None if that came to nothing, a request of it did not end well, or none waited behind a batch.
+    """
     return None if load is None else open_truth.overheads_open(load.log, load.rows, Batcher.of(variant.config))
 
 
-def capacity(variant: Variant, closed: Mapping[int, Measured]) -> float | None:
-    """Items a second at full batches, by the log."""
-    full = _stretch(closed.get(variant.config.full), variant.config.full)
-    if full is None:
+def capacity(variant: Variant, full: Measured | None) -> float | None:
+    """Items a second by the log of the closed loop with two full batches an instance; None if they were not full."""
+    judged = None if full is None else cut(full, variant.config.full)
+    if full is None or judged is None:
         return None
-    return truth.full_rate(full.log, full.start_ns, full.end_ns, variant.config.max_batch)
+    return truth.full_rate(full.log, judged.start_ns, judged.end_ns, variant.config.max_batch)
 
 
 def rows_of(
-    variant: Variant, generator: Generator, share: float, frozen: Overheads, measured: Measured | None
+    variant: Variant, generator: Generator, share: float, frozen: Overheads | None, measured: Measured | None
 ) -> list[CalibrationRow]:
-    """Mean and 99th percentile from the intended time, against the simulator fed with what was sent and logged."""
+    """Mean and 99th percentile from the intended time, against the simulator fed with what was sent and logged.
+
+    Without overheads or without a load: rows of no figure, which do not hold.
+    """
     found, true = None, None
-    if measured is not None:
+    if frozen is not None and measured is not None:
         found = open_truth.measured(measured.rows)
         true = open_truth.foreseen(measured.rows, measured.log, Batcher.of(variant.config), frozen)
     bounds = Latencies(mean=MEAN, p99=open_truth.P99)
@@ -62,12 +57,3 @@ def rows_of(
         )
         for name in ("mean", "p99")
     ]  # fmt: skip
-
-
-def _stretch(measured: Measured | None, concurrency: int) -> Stretch | None:
-    window = cut(measured, concurrency) if measured is not None else None
-    if measured is None or window is None or window.latency_ms is None:
-        return None
-    return Stretch(
-        log=measured.log, start_ns=window.start_ns, end_ns=window.end_ns, latency_ms=window.latency_ms.mean
-    )  # fmt: skip

@@ -20,7 +20,7 @@ Quantity = Literal["capacity", "throughput", "latency", "batch"]
 #: their batches are what the client happens to send together. Their rate is a hint of the client's own ceiling.
 AT_ONCE = ("null", "image")
 #: What `brim calibrate` measures by itself: kind, parameters, max_batch, instances, and requests in flight. Open loops
-#: follow where one, two and a full load are among them.
+#: follow where one request and full batches are among them.
 SHORT_SET: tuple[tuple[str, Mapping[str, float], int, int, tuple[int, ...]], ...] = (
     ("sleep", {"service_ms": 20.0}, 8, 1, (1, 2, 16)),
     ("sleep", {"service_ms": 20.0}, 8, 2, (32,)),
@@ -67,17 +67,15 @@ def short_set() -> list[Cell]:
 
 
 def opened(cells: Sequence[Cell]) -> list[Variant]:
-    """The servers whose closed loops tell what an open one needs: alone, two an instance, and full."""
+    """The servers that are measured from one request alone to full batches, which tell the capacity.
+
+    Full batches alone would do; but who asks for one point is to have that point only, and the short set two minutes.
+    """
     asked = {(each.variant.name, each.concurrency) for each in cells}
     return [
         each for each in variants(cells)
-        if not at_once(each) and {(each.name, n) for n in telling(each)} <= asked
+        if not at_once(each) and {(each.name, 1), (each.name, each.config.full)} <= asked
     ]  # fmt: skip
-
-
-def telling(served: Variant) -> tuple[int, int, int]:
-    """The closed loops that show what a batch costs: one request, two an instance, two full batches an instance."""
-    return 1, 2 * served.config.instances, served.config.full
 
 
 def at_once(served: Variant) -> bool:

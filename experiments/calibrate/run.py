@@ -95,14 +95,25 @@ def _closed(bench: Bench, cell: Cell, generator: Generator, seconds: float) -> N
 
 
 def _open(bench: Bench, variant: Variant, generator: Generator, seconds: float) -> None:
-    """The open loops of one server, if its closed ones told what a batch costs."""
-    closed = {n: m for (name, who, n), m in bench.closed.items() if (name, who) == (variant.name, generator)}
-    frozen, capacity = held_open.frozen(variant, closed), held_open.capacity(variant, closed)
-    if frozen is None or capacity is None:
+    """The open loops of one server at shares of the capacity that its closed loop showed.
+
+    The first, which is not judged, tells what a batch costs. Without that the others are not sent, and have no figures:
+    what a batch costs in a closed loop is another thing.
+    """
+    capacity = held_open.capacity(variant, bench.closed.get((variant.name, generator, variant.config.full)))
+    if capacity is None:
         bench.say.warn(f"{variant.name}: no open loop by {generator}: its closed loops had no full batches")
         return
     unjudged = _open_load(bench, variant, generator, held_open.BETWEEN, capacity, seconds)
-    frozen = held_open.frozen_open(variant, unjudged) or frozen
+    frozen = held_open.frozen_open(variant, unjudged)
+    if frozen is None:
+        bench.say.warn(
+            f"{variant.name}: no open loop by {generator} is judged: in the one at {held_open.BETWEEN:.0%} of its "
+            "capacity not every request ended well, or none waited behind a batch; repeat it, or add --seconds"
+        )
+        for share in held_open.SHARES:
+            _take_down(bench, held_open.rows_of(variant, generator, share, None, None))
+        return
     disk.save(bench.folder / f"overheads-{variant.name}-{generator}.json", frozen)
     bench.say.progress(f"{described(variant)}: {show.NAMES[generator]}, {show.overheads(frozen)}")
     for share in held_open.SHARES:

@@ -6,25 +6,27 @@ import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from click.testing import CliRunner
 
-from brim import layout
+from brim import disk, layout
 from brim.cli import Outcome
 from brim.errors import Lost, NotReady, UsageError
-from brim.records import CalibrationRow, Overheads, Status
+from brim.records import CalibrationRow, LoadPoint, Overheads, Server, Status
 from brim.say import Say
 from experiments.calibrate import cli, held, held_open, plan, run, show
 from experiments.calibrate.held import Measured, Own
-from judging.rows import ROW_DTYPE
+from experiments.calibrate.send import Bench
+from judging.rows import ROW_DTYPE, Rows
 from judging.truth import Log
-from judging.windows import Rows
 from loadtest import loadgen_driver
+from loadtest.plan import read_plan
 from queueing import arrivals
 from queueing.batcher import Batcher, Service, open_loop
 from tests.unit import simulated
@@ -157,45 +159,98 @@ def test_the_short_set_has_servers_of_every_regime_and_opens_the_loop_of_one() -
     ]  # fmt: skip
     assert plan.opened(cells) == [cells[0].variant]
     assert plan.opened(plan.ladder(SLEEP)) == [SLEEP]
-    assert plan.opened(plan.ladder(SLEEP)[1:]) == []
+    assert plan.opened([plan.cell(SLEEP, 1), plan.cell(SLEEP, 16)]) == [SLEEP]
+    assert plan.opened(plan.ladder(SLEEP)[1:]) == plan.opened(plan.ladder(SLEEP)[:-1]) == []
 
 
 # ---------------------------------------------------------------------------- open loops
 
 
-def test_open_loops_without_full_batches_before_them_say_so() -> None:
-    closed = {1: a_load(1), 2: a_load(2)}
-    assert held_open.frozen(SLEEP, closed) is None
-    assert held_open.capacity(SLEEP, closed) is None
-    closed[16] = a_load(16)
-    found = held_open.frozen(SLEEP, closed)
-    assert found == Overheads(occupancy_ms=0.0, occupancy_per_item_ms=0.0, additive_ms=0.0)
-    assert held_open.capacity(SLEEP, closed) == pytest.approx(400.0)
+#: Of a batch of the open loads.
+COSTS = Overheads(occupancy_ms=0.5, occupancy_per_item_ms=0.05, additive_ms=0.3)
 
 
-def test_what_a_batch_costs_in_an_open_loop_comes_from_open_loads() -> None:
-    costs = Overheads(occupancy_ms=0.5, occupancy_per_item_ms=0.05, additive_ms=0.3)
+def an_open_load(rate: float, *, lost: bool = False) -> Measured:
+    """Eight seconds of Poisson arrivals at that rate; one of them may be rejected."""
+    at_s, batcher = arrivals.poisson(rate, 8.0, seed=60) / 1e9, Batcher(max_batch=8)
+    seen = open_loop(at_s, batcher, Service.of(batcher, lambda _: SERVICE_MS / 1e3), COSTS)
+    rows = np.zeros(at_s.size, dtype=ROW_DTYPE).view(Rows)
+    rows["intended_ns"] = rows["sent_ns"] = np.rint(at_s * 1e9)
+    rows["done_ns"], rows["items"] = np.rint(seen.done_s * 1e9), 1
+    if lost:
+        rows["status"][100] = Status.REJECTED
+    held_s = (COSTS.occupancy_ms + COSTS.occupancy_per_item_ms * seen.batch_items) / 1e3
+    stamps = [np.rint(at * 1e9) for at in (seen.batch_start_s, seen.batch_end_s - held_s)]
+    lines = np.stack([*stamps, seen.batch_items], axis=1).astype(np.int64).tolist()
+    log = Log.of({"0": [(start, end, items) for start, end, items in lines]})
+    return Measured(generator="locust", rows=rows, reads=(), log=log)
 
-    def sent(at_s: npt.NDArray[np.float64]) -> Measured:
-        batcher = Batcher(max_batch=8)
-        seen = open_loop(at_s, batcher, Service.of(batcher, lambda _: 0.02), costs)
-        rows = np.zeros(at_s.size, dtype=ROW_DTYPE)
-        rows["intended_ns"] = rows["sent_ns"] = np.rint(at_s * 1e9)
-        rows["done_ns"], rows["items"] = np.rint(seen.done_s * 1e9), 1
-        held_s = (costs.occupancy_ms + costs.occupancy_per_item_ms * seen.batch_items) / 1e3
-        stamps = [np.rint(at * 1e9) for at in (seen.batch_start_s, seen.batch_end_s - held_s)]
-        lines = np.stack([*stamps, seen.batch_items], axis=1).astype(np.int64).tolist()
-        log = Log.of({"0": [(start, end, items) for start, end, items in lines]})
-        return Measured(generator="locust", rows=rows, reads=(), log=log)
 
-    load = sent(arrivals.poisson(240.0, 8.0, seed=60) / 1e9)
-    found = held_open.frozen_open(SLEEP, load)
+def test_the_capacity_is_that_of_full_batches() -> None:
+    assert held_open.capacity(SLEEP, a_load(16)) == pytest.approx(400.0)
+    assert held_open.capacity(SLEEP, a_load(4)) is None
+    assert held_open.capacity(SLEEP, None) is None
+
+
+def test_what_a_batch_costs_in_an_open_loop_comes_from_an_open_load() -> None:
+    found = held_open.frozen_open(SLEEP, an_open_load(240.0))
     assert found is not None
     assert (found.occupancy_ms, found.occupancy_per_item_ms) == pytest.approx((0.5, 0.05), abs=1e-3)
     assert found.additive_ms == pytest.approx(0.3, abs=1e-3)
     assert held_open.frozen_open(SLEEP, None) is None
-    load.rows["status"][100] = Status.REJECTED
-    assert held_open.frozen_open(SLEEP, load) is None
+    assert held_open.frozen_open(SLEEP, an_open_load(240.0, lost=True)) is None
+
+
+def opened(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, closed: Measured, lost: Sequence[float] = ()
+) -> tuple[Bench, list[float]]:
+    """The open loops of SLEEP behind that closed one, and at which rates requests were sent; at these one is lost."""
+    rates: list[float] = []
+
+    def send(bench: Bench, variant: object, point: LoadPoint, generator: str, **_: object) -> Measured:
+        assert point.rate_per_s is not None
+        rates.append(point.rate_per_s)
+        return an_open_load(point.rate_per_s, lost=point.rate_per_s in lost)
+
+    monkeypatch.setattr(run, "send", send)
+    bench = Bench(
+        server=cast(Server, None), servers=folder, folder=folder, plan=read_plan(None), say=Say(quiet=True),
+        closed={(SLEEP.name, "locust", 16): closed},
+    )  # fmt: skip
+    run._open(bench, SLEEP, "locust", 16.0)
+    return bench, rates
+
+
+def test_open_loops_are_held_against_what_a_batch_costs_in_one_that_is_not_judged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bench, rates = opened(monkeypatch, tmp_path, a_load(16))
+    assert rates == pytest.approx([240.0, 200.0, 300.0], rel=1e-2)
+    assert [row.quantity for row in bench.rows] == [
+        "mean latency at 50% of capacity, ms", "p99 latency at 50% of capacity, ms",
+        "mean latency at 75% of capacity, ms", "p99 latency at 75% of capacity, ms",
+    ]  # fmt: skip
+    assert held.all_hold(bench.rows)
+    (kept,) = tmp_path.glob("overheads-*.json")
+    assert disk.load(Overheads, kept).occupancy_ms == pytest.approx(COSTS.occupancy_ms, abs=1e-3)
+
+
+def test_without_what_a_batch_costs_no_open_loop_is_judged_and_none_holds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench, rates = opened(monkeypatch, tmp_path, a_load(16), lost=[240.0])
+    assert rates == [240.0]  # what a closed loop shows of it is another thing, so no more is sent
+    assert "no open loop by locust is judged" in capsys.readouterr().err
+    assert [(row.truth, row.measured, row.holds) for row in bench.rows] == [(None, None, False)] * 4
+    assert not list(tmp_path.glob("overheads-*.json"))
+
+
+def test_without_full_batches_no_open_loop_is_sent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench, rates = opened(monkeypatch, tmp_path, a_load(4))
+    assert (rates, bench.rows) == ([], [])
+    assert "had no full batches" in capsys.readouterr().err
 
 
 def test_an_open_loop_that_came_to_nothing_does_not_hold() -> None:
@@ -219,7 +274,21 @@ def test_only_the_whole_default_set_measured_to_its_end_is_what_rule_8_asks(
     monkeypatch.setattr(run, "build", lambda *_, **__: None)
     monkeypatch.setattr("serve.embedded.require_shared_memory", lambda served: None)
     monkeypatch.setattr("serve.embedded.for_a_while", lambda *_, **__: contextlib.nullcontext(server))
-    latest = layout.latest_calibration(tmp_path)
+    latest, now = layout.latest_calibration(tmp_path), datetime(2026, 1, 1, tzinfo=UTC)
+
+    class Clock:
+        """In place of datetime: a minute passes between two questions, as a calibration's folder bears its second."""
+
+        @staticmethod
+        def now(_: object) -> datetime:
+            nonlocal now
+            now += timedelta(minutes=1)
+            return now
+
+    monkeypatch.setattr(run, "datetime", Clock)
+
+    def kept() -> int:
+        return len(list(layout.calibrations(tmp_path).glob("*/calibration.json")))
 
     def calibrated(cells: list[plan.Cell], closed: Callable[..., None], opened: Callable[..., None]) -> bool:
         monkeypatch.setattr(run, "_closed", closed)
@@ -231,11 +300,11 @@ def test_only_the_whole_default_set_measured_to_its_end_is_what_rule_8_asks(
     def lost(*_: object) -> None:
         raise Lost("the server was lost")
 
-    assert not calibrated(plan.ladder(SLEEP), nothing, nothing)
-    assert not calibrated(plan.short_set()[1:], nothing, nothing)
-    assert not calibrated(plan.short_set(), nothing, lost)
-    assert len(list(layout.calibrations(tmp_path).glob("*/calibration.json"))) >= 1  # they are kept all the same
-    assert calibrated(plan.short_set(), nothing, nothing)
+    # All are kept, whether rule 8 asks them or not.
+    assert not calibrated(plan.ladder(SLEEP), nothing, nothing) and kept() == 1
+    assert not calibrated(plan.short_set()[1:], nothing, nothing) and kept() == 2
+    assert not calibrated(plan.short_set(), nothing, lost) and kept() == 3
+    assert calibrated(plan.short_set(), nothing, nothing) and kept() == 4
 
 
 def nothing(*_: object) -> None:
@@ -293,7 +362,7 @@ def test_loadgen_that_is_asked_for_and_not_installed_is_refused_with_how_to_get_
     monkeypatch.setattr(run, "calibrate", lambda *_, **__: pytest.fail("it was served"))
     monkeypatch.setattr(loadgen_driver, "find_spec", lambda name: None)
     told = CliRunner().invoke(cli.command, ["--known", "sleep", "--loadgen", "--out", str(tmp_path)])
-    assert isinstance(told.exception, NotReady)
+    assert isinstance(told.exception, NotReady) and told.exception.exit_code == 3
     assert "`make calibrate ARGS=--loadgen` installs it" in str(told.exception)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,17 +31,18 @@ from benchmarks.truth import (
     slo_truth,
     stall,
 )
+from benchmarks.truth.__main__ import PARTS
 from benchmarks.truth.journal import Book
 from benchmarks.truth.loads import Frozen
 from benchmarks.truth.slo_truth import Crossing, Point
-from brim import disk
+from brim import disk, layout
 from brim.errors import Lost
 from brim.records import Overheads, Slo, SloRate, Status
 from judging.open_truth import Latencies
-from judging.rows import ROW_DTYPE
+from judging.rows import ROW_DTYPE, Rows
 from judging.slo_model import Model
 from judging.slo_observed import Observed
-from judging.windows import Rows
+from judging.truth import Log
 from loadtest.driver import LoadSpec
 from loadtest.loadgen import Summary
 from queueing.batcher import Batcher, Service
@@ -51,7 +53,7 @@ START_NS = 5_000_000_000
 
 def rows_of(due_ms: Sequence[float], lag_ms: Sequence[float], taken_ms: Sequence[float]) -> Rows:
     """Requests that were sent `lag_ms` late and answered `taken_ms` after that."""
-    rows = np.zeros(len(due_ms), ROW_DTYPE)
+    rows = np.zeros(len(due_ms), ROW_DTYPE).view(Rows)
     rows["intended_ns"] = START_NS + np.array(due_ms) * MS
     rows["sent_ns"] = rows["intended_ns"] + np.array(lag_ms) * MS
     rows["done_ns"] = rows["sent_ns"] + np.array(taken_ms) * MS
@@ -105,15 +107,60 @@ def test_the_rate_error_is_by_how_much_the_simulated_rate_must_be_scaled() -> No
 
 def test_between_two_freezes_a_batch_costs_their_mean() -> None:
     later = Overheads(occupancy_ms=0.7, occupancy_per_item_ms=0.06, additive_ms=0.1)
-    before = Frozen(batcher=Batcher(8), overheads=model(1).overheads, capacity=380.0, start_ns=0, end_ns=1)
+    sooner = Overheads(occupancy_ms=0.4, occupancy_per_item_ms=0.05, additive_ms=0.6)
+    before = Frozen(batcher=Batcher(8), overheads=sooner, capacity=380.0, start_ns=0, end_ns=1)
     between = before.until(replace(before, overheads=later, capacity=1.0))
-    first = before.overheads
-    assert between.overheads == Overheads(
-        occupancy_ms=(first.occupancy_ms + 0.7) / 2,
-        occupancy_per_item_ms=(first.occupancy_per_item_ms + 0.06) / 2,
-        additive_ms=(first.additive_ms + 0.1) / 2,
-    )
+    assert between.overheads.occupancy_ms == pytest.approx(0.55)
+    assert between.overheads.occupancy_per_item_ms == pytest.approx(0.055)
+    assert between.overheads.additive_ms == pytest.approx(0.35)
     assert between.capacity == 380.0
+
+
+def frozen_by(monkeypatch: pytest.MonkeyPatch, due_ms: Sequence[float], status: Status = Status.OK) -> Frozen:
+    """Full batches of 20 ms for 8 s; then requests due in ms from the end of these, 0.5 ms between two that queue."""
+    full = [(START_NS + n * 20 * MS, START_NS + (n + 1) * 20 * MS, 8) for n in range(400)]
+    began_ms: list[float] = []
+    for due in due_ms:
+        began_ms.append(max(due, began_ms[-1] + 20.5) if began_ms else due)
+    busy_ms = 9000.0 + np.array(due_ms)
+    busy_rows = rows_of(busy_ms.tolist(), [0] * len(due_ms), (20 + np.array(began_ms) - np.array(due_ms)).tolist())
+    busy_rows["status"][-1] = status
+    began_ns = [START_NS + round((9000 + at) * MS) for at in began_ms]
+    log = Log.of({"0": [*full, *((at, at + 20 * MS, 1) for at in began_ns)]})
+    each_ms = np.repeat(np.arange(400) * 20.0, 8).tolist()
+    closed = observed(rows_of(each_ms, [0] * 3200, [20] * 3200))
+    monkeypatch.setattr(loads, "closed", lambda *_, **__: closed)
+    monkeypatch.setattr(loads, "poisson_load", lambda *_, **__: observed(busy_rows))
+    monkeypatch.setattr(loads, "log_of", lambda _: log)
+    return loads.freeze_open(ON, seconds=8.0, seed=1)
+
+
+#: One instance and batches of up to 8, of which only the description is asked.
+ON = cast(Served, SimpleNamespace(variant=slo_truth.server(), target=SimpleNamespace(full=16), logs=Path("logs")))
+
+
+def observed(rows: Rows) -> Observed:
+    """A load of its own."""
+    return Observed(load=0, start_ns=int(rows["sent_ns"].min()), end_ns=int(rows["sent_ns"].max()), rows=rows)
+
+
+def test_what_a_batch_costs_is_told_by_the_requests_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs_ms = [at + second for at in range(0, 4000, 100) for second in (0, 5)]
+    found = frozen_by(monkeypatch, pairs_ms)
+    assert found.capacity == pytest.approx(400.0)
+    assert found.overheads.occupancy_ms == pytest.approx(0.5)
+    with pytest.raises(Lost, match="of 80 requests at 85% of the capacity one did not end well, or none waited"):
+        frozen_by(monkeypatch, pairs_ms, Status.FAILED)
+    with pytest.raises(Lost, match="or none waited behind a batch; .* measure again"):
+        frozen_by(monkeypatch, [100.0 * n for n in range(80)])
+
+
+def test_closed_loads_whose_batches_the_log_does_not_have_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_of([20.0 * n for n in range(400)], [0] * 400, [20] * 400)
+    monkeypatch.setattr(loads, "closed", lambda *_, **__: observed(rows))
+    monkeypatch.setattr(loads, "log_of", lambda _: Log.of({}))
+    with pytest.raises(Lost, match=r"no batch follows another in the log of a closed load of 8 s.* longer loads"):
+        loads.freeze(ON, seconds=8.0)
 
 
 def test_a_mean_is_held_in_milliseconds_and_a_rate_in_percent() -> None:
@@ -229,12 +276,14 @@ def timed_out(command: Sequence[str], *, timeout: float, **_: object) -> NoRetur
     raise subprocess.TimeoutExpired(command, timeout)
 
 
-def test_brim_and_a_bare_sender_that_do_not_end_are_lost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_brim_and_a_bare_sender_that_do_not_end_fail_their_part(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     on = SimpleNamespace(folder=tmp_path, variant=SimpleNamespace(name="sleep"))
     monkeypatch.setattr(subprocess, "run", timed_out)
     with pytest.raises(Lost, match=r"`brim loadtest --slo-only` did not end within 900 s"):
         loads.brim_loadtest(cast(Served, on), "--slo-only")
-    with pytest.raises(Lost, match="bare sender"):
+    with pytest.raises(subprocess.SubprocessError, match="bare_sender.* timed out after 120"):
         bare_sender.lag_ms(cast(LoadSpec, on), tmp_path / "spec.json", limit_s=120.0)
 
 
@@ -249,6 +298,24 @@ def test_a_network_must_be_on_the_right_side_of_its_slo() -> None:
     assert (
         network.fast_enough(200.0).held and not network.fast_enough(199.0).held and not network.fast_enough(None).held
     )
+
+
+def test_a_search_without_a_rate_is_told_and_made_once_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    unresolved = replace(answer(None), verdict="not_resolvable", reason="SLO rate not resolvable in 180 s")
+    left = [unresolved, answer(350.0), unresolved, unresolved, answer(350.0)]
+
+    def loadtest(on: object, *asked: str) -> Path:
+        folder = tmp_path / f"run-{len(left)}"
+        disk.save(folder / "slo.json", left.pop(0))
+        return folder
+
+    monkeypatch.setattr(network, "brim_loadtest", loadtest)
+    book = Book("network", tmp_path, share=1.0)
+    assert network._search(book, ON).items_per_s == 350.0
+    with pytest.raises(Lost, match="gave no rate 2 times"):
+        network._search(book, ON)
+    assert len(left) == 1
+    assert [line.measured for line in book.close().lines] == ["not_resolvable: SLO rate not resolvable in 180 s"] * 3
 
 
 def test_a_stall_shows_in_one_loop_and_not_in_the_other() -> None:
@@ -294,6 +361,30 @@ def test_what_is_promised_is_what_was_asked() -> None:
     assert isinstance(
         slo_truth.crossing([Point(rate=1, share=0.01, error=0), Point(rate=2, share=0.1, error=0)]), Crossing
     )
+
+
+def test_the_minutes_that_are_told_are_those_that_are_sent_and_keep_to_their_bounds() -> None:
+    """20 minutes a part and 100 in all, a search of a network that is made again included."""
+    told: dict[str, int] = {}
+    text = (layout.CHECKOUT / "benchmarks" / "README.md").read_text("utf-8")
+    for line in text.partition("## The parts of `truth/`")[2].splitlines():
+        cells = line.strip("|").split("|")
+        if names := re.findall(r"`([\w-]+)`", cells[0]) if len(cells) == 4 else []:
+            minutes = [int(number) for number in re.findall(r"\d+", cells[3])]
+            told.update(zip(names, minutes * len(names) if "each" in cells[3] else minutes, strict=True))
+    assert told.keys() == PARTS.keys()
+    again = (network.SEARCHES - 1) * network.SEARCH_S / 60
+    assert sum(told.values()) + again <= 100
+    assert f"{sum(told.values())} in all" in text
+    for part, sent_s in {
+        "slo-truth": len(slo_truth.AROUND) * slo_truth.LOAD_S,
+        "slo-truth-perf_analyzer": len(slo_truth.AROUND) * slo_truth.LOAD_S,
+        "network": network.SEARCH_S + len(network.AROUND) * network.SMALL_S,
+        "resnet-below": network.SEARCH_S + network.RESNET_S,
+        "resnet-above": network.RESNET_S,
+    }.items():
+        assert 0 <= told[part] - sent_s / 60 <= 1
+        assert told[part] + again <= 20
 
 
 def searched(off: float | None, half_width: float | None) -> Searched:
