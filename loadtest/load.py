@@ -16,6 +16,8 @@ from loadtest.statistics_reader import INTERVAL_S, StatisticsReader
 
 #: Reads that fail in a row before the server counts as lost: one may fall into a busy moment.
 LOST_AFTER = 3
+#: Between two reads so many looks whether the load still runs.
+LOOKS = 10
 #: A first estimate of the batch period needs this many batches.
 PERIOD_BATCHES = 5
 
@@ -116,8 +118,7 @@ def _watch(
     `suffices` is None for a driver that ends by itself.
     """
     start_ns, failures, longer_s = time.monotonic_ns(), 0, 0.0
-    while running.running():
-        pause(INTERVAL_S)
+    while _still_running(running, pause):
         try:
             reads.append(reader.read())
             failures = 0
@@ -134,6 +135,15 @@ def _watch(
                 return False
             longer_s += length.longer_s
     return False
+
+
+def _still_running(running: RunningLoad, pause: Callable[[float], None]) -> bool:
+    """Whether it runs on for the seconds between two reads; if not, none of the rest of them is waited for."""
+    for _ in range(LOOKS):
+        if not running.running():
+            return False
+        pause(INTERVAL_S / LOOKS)
+    return True
 
 
 def _last_read(reader: StatisticsReader, reads: list[StatsRead]) -> None:

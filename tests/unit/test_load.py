@@ -69,6 +69,20 @@ def test_a_load_that_is_long_enough_is_stopped_once_and_finished(tmp_path: Path)
     assert (found.load.ended, len(found.reads), found.interrupted) == ("stopped", 3, None)
 
 
+def test_a_load_that_ends_by_itself_is_not_waited_for_until_the_next_read(tmp_path: Path) -> None:
+    sending, waited_s = Sending(ends_itself=True), [0.0]
+
+    def pause(seconds: float) -> None:
+        waited_s[0] += seconds
+        if waited_s[0] > 1.25:
+            sending.calls.append("stop")
+
+    with FakeServer() as server:
+        found = loaded(server, tmp_path, sending, seconds=60.0, pause=pause)
+    assert waited_s[0] == pytest.approx(1.3)
+    assert len(found.reads) == 3  # before it, a second after its start, and behind it
+
+
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), KeyError("middle_ns"), SystemExit(3), KeyboardInterrupt()])
 def test_what_is_raised_beside_a_load_ends_it_before_it_goes_on(tmp_path: Path, error: BaseException) -> None:
     def progress(elapsed_s: float, wanted_s: float) -> None:
