@@ -69,7 +69,7 @@ def slo_verdict(found: SloRate, item: str) -> str:
         "met": f"{rate} are served {slo}",
         "missed": f"{rate} are NOT served {slo}",
         "resolved": f"the largest rate {slo} was found",
-        "not_resolvable": f"the trials do not tell rates apart {slo}",
+        "not_resolvable": f"the largest rate {slo} cannot be told",
         "unattainable": f"no rate is served {slo}",
         "failing": f"no rate {slo}: the server did not answer well",
         "server_lost": f"no rate {slo}: the server was lost",

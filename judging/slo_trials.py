@@ -18,6 +18,7 @@ from judging.slo_estimate import STEP, Shift, correlation, explain
 from judging.slo_model import Model
 from judging.slo_observed import Floats, Numbers, block_means, over_shares, parts
 from judging.slo_predict import LEAST_SHARE, Foreseen, relax_s
+from queueing.batcher import Batcher
 
 #: Draws of the service times that a foreseen share is the mean of, and that show how far they alone move the answer.
 REPEATS = 4
@@ -33,6 +34,8 @@ TWICE = 2.0
 MOST_SHIFT = 0.25
 #: A share beyond this tells that the rate is too high, not how much.
 CERTAINLY_OVER = 0.5
+#: If none is over the limit, so many must have been allowed to be for 95% confidence that the SLO is met.
+RULE_OF_THREE = 3.0
 #: Interval and share of a queue's memory that a segment is long; fewer than five segments give no interval.
 SEGMENT_RELAXES, SEGMENTS_LEAST, SEGMENTS_MOST = 5, 5, 10
 
@@ -154,6 +157,14 @@ def bracketed(trials: Sequence[Trial], capacity: float, slo: Slo) -> tuple[float
     return low, max(low, high)
 
 
+def first_guess(batcher: Batcher, capacity: float, slo: Slo) -> float:
+    """Where data alone begins: C - ln(1/(1-p)) / (2 (L - 1.5 full-batch times)), heavy traffic of Poisson arrivals."""
+    full_s = batcher.max_batch * batcher.instances / capacity
+    room_s = max(0.1 * full_s, slo.limit_ms / 1e3 - 1.5 * full_s)
+    guess = capacity + math.log(slo.over_allowed) / (2 * room_s)
+    return min(max(guess, 0.2 * capacity), 0.95 * capacity)
+
+
 def next_rate(trials: Sequence[Trial], capacity: float, slo: Slo) -> float:
     """Where to look next without a model: where the last share points to, else mid-bracket in ln(rate)."""
     low, high = bracketed(trials, capacity, slo)
@@ -165,6 +176,11 @@ def next_rate(trials: Sequence[Trial], capacity: float, slo: Slo) -> float:
             return pointed
     side = (last.rate, high) if share <= slo.over_allowed else (low, last.rate)
     return math.sqrt(side[0] * side[1])
+
+
+def least_requests(slo: Slo) -> int:
+    """How many must all be within the limit to show that the SLO is met."""
+    return math.ceil(round(RULE_OF_THREE / slo.over_allowed, 6))
 
 
 def misfit(trials: Sequence[Trial], model: Model, slo: Slo, shift: float) -> str:

@@ -5,6 +5,7 @@ Reads traces, writes nothing. The same seed gives the same arrivals, a longer ru
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +41,15 @@ def gamma(rate_per_s: float, cv: float, seconds: float, seed: int) -> Offsets:
         raise UsageError(f"cv is {cv}, must lie between {LEAST_CV:g} and {MOST_CV:g}")
     random = np.random.default_rng(seed)
     return _by_gaps(lambda size: cv**2 * random.standard_gamma(cv**-2, size), rate_per_s, seconds)
+
+
+def highest_random_rate(most_per_s: float) -> float:
+    """The highest rate of Poisson arrivals of which hardly any second has more than `most_per_s`, >= 20 a second.
+
+    Three standard deviations below: seconds that overlap all count, and with two every third load of 40 s has 1% of its
+    requests in seconds that are too full. Below 20 a second nothing but much lower rates would do.
+    """
+    return max(most_per_s / 4, most_per_s - 3 * math.sqrt(most_per_s))
 
 
 def by_law(law: Arrivals | None, rate_per_s: float, seconds: float, *, cv: float | None, seed: int | None) -> Offsets:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import ClassVar, Literal
 
 from brim.records.loads import Latency, LoadPoint, Purpose, Target
 from brim.records.naming import require
@@ -182,6 +182,9 @@ class SloTrial:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SloRate:
     """slo.json: the largest rate that meets an SLO."""
+
+    #: How a reason begins where more seconds would help.
+    NOT_IN_TIME: ClassVar[str] = "SLO rate not resolvable in"
 
     slo: Slo
     items_per_s: float | None

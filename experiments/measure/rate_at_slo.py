@@ -6,7 +6,6 @@ Books its loads like any other; writes slo.json into the run's folder.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,12 +25,14 @@ from experiments.measure.cut import windows_of
 from experiments.measure.gathered import MeasuredLoad
 from experiments.measure.rates import OUTSTANDING
 from experiments.measure.request import Offsets, OpenLoop, SloAsked
-from experiments.measure.slo import RULE_OF_THREE, search
+from experiments.measure.slo import search
 from experiments.measure.slo_profile import PERCENTILE, Sought
 from experiments.measure.trial import SentLoad, closed_trial, open_trial
 from judging import checks
 from judging.backlog import CLIENT_LATE
+from judging.rows import Rows
 from judging.slo_observed import Floats, Observed, ended_otherwise, late_words, latencies
+from judging.slo_trials import least_requests
 from judging.tolerances import STEADY_SHORT_WARMUP_SHARE
 from loadtest.plan import LoadPlan
 from queueing.batcher import Batcher
@@ -176,7 +177,8 @@ def checks_of(sent: Sequence[SentLoad], plan: LoadPlan) -> list[Check]:
     timed = [one for one in sent if one.load.point.mode == "open"]
     made = [checks.accounting([found for one in sent for found in accounts(_windowed(one, plan))])]
     if timed:
-        made.append(checks.intended_time(timed[-1].load.point, np.concatenate([one.rows for one in timed])))
+        rows = np.concatenate([one.rows for one in timed]).view(Rows)
+        made.append(checks.intended_time(timed[-1].load.point, rows))
     return made
 
 
@@ -204,17 +206,12 @@ def kept(bench: Bench, asked: SloAsked, open_loop: OpenLoop) -> SloRate:
     figures = [load for load in bench.loads if load.load.purpose == "figure"]
     loads = [_asked(load, open_loop) for load in figures]
     took_s = np.concatenate([_due(load, open_loop) for load in loads])
-    least = math.ceil(round(RULE_OF_THREE / slo.over_allowed, 6))
     in_time = float(np.mean(took_s <= slo.limit_ms / 1e3)) if took_s.size else 1.0
     growing = [reason for load in figures for window in load.windows if window.unstable for reason in window.reasons]
     late = [*filter(None, (late_words(load, slo) for load in loads))]
     verdict: Literal["met", "missed"] = "met" if in_time >= slo.percentile / 100 else "missed"
-    if verdict == "met" and took_s.size < least:
-        raise NoValidNumber(
-            f"{took_s.size} requests are too few to show p{slo.percentile:g}, {least} must be due; raise --seconds"
-        )
-    if verdict == "met" and (late or any(reason.startswith(CLIENT_LATE) for reason in growing)):
-        raise NoValidNumber(f"whether the rate is served cannot be told: {(late or growing)[0]}", word="unstable")
+    if verdict == "met":
+        _require_told(took_s.size, slo, late or [reason for reason in growing if reason.startswith(CLIENT_LATE)])
     answered = f"{in_time:.2%} of {took_s.size} requests were answered within {slo.limit_ms:g} ms of when due"
     if verdict == "met" and growing:  # in time as yet
         verdict, answered = "missed", f"{growing[0]}: in a longer load they would be late; {answered}"
@@ -229,6 +226,17 @@ def kept(bench: Bench, asked: SloAsked, open_loop: OpenLoop) -> SloRate:
         reason="; ".join(filter(None, (answered, why, *late))),
         seconds_spent=open_loop.seconds,
     )
+
+
+def _require_told(requests: int, slo: Slo, late: Sequence[str]) -> None:
+    """NoValidNumber where a rate that seems to be met rests on too few requests, or on a client that was late."""
+    least = least_requests(slo)
+    if requests < least:
+        raise NoValidNumber(
+            f"{requests} requests are too few to show p{slo.percentile:g}, {least} must be due; raise --seconds"
+        )
+    if late:
+        raise NoValidNumber(f"whether the rate is served cannot be told: {late[0]}", word="unstable")
 
 
 def _asked(measured: MeasuredLoad, open_loop: OpenLoop) -> Observed:

@@ -11,6 +11,7 @@ from analysis import words
 from analysis.words import number as number
 from brim.records import Check, Saturation, SloRate, Target, TargetLimit
 from experiments.measure.rates import LONGEST_S
+from judging.backlog import CLIENT_LATE
 
 #: What says when an open loop sends, each with a value.
 OF_A_RATE = ("--rate", "--arrivals", "--cv", "--trace", "--speed-up", "--seconds", "--seed", "--outstanding")
@@ -66,7 +67,7 @@ def next_step(s: Saturation, target: Target) -> str:
     """The command to type next, and what it is good for."""
     command = s.command or f"brim loadtest {s.variant}"
     highest = max((p.at.concurrency or 1 for p in s.probes), default=s.at.concurrency or 1)
-    if s.verdict == "unstable" and s.at.mode == "open" and words.first_reason(s).startswith("the client"):
+    if s.verdict == "unstable" and s.at.mode == "open" and words.first_reason(s).startswith(CLIENT_LATE):
         return f"next: {_with(command, '--senders', str(s.at.senders + 1))}  (sends from one process more)"
     if s.at.mode == "open" and s.verdict in ("point", "unstable") and target.server is not None:
         return f"next: brim loadtest {shlex.quote(s.variant)} --slo-ms auto  (finds the largest rate at an SLO)"
@@ -96,7 +97,7 @@ def after_slo(found: SloRate, command: str, target: Target, *, overload: bool) -
         for option in OF_A_RATE:
             command = _with(command, option, None)
         return f"next: {command}  (finds the largest rate that meets it)"
-    if found.verdict == "not_resolvable":
+    if found.verdict == "not_resolvable" and SloRate.NOT_IN_TIME in found.reason:
         twice_s = min(30 * math.ceil(2 * found.seconds_spent / 30), LONGEST_S)
         return f"next: {_with(command, '--slo-seconds', f'{twice_s:g}')}  (longer trials)"
     if found.verdict == "unattainable":

@@ -12,13 +12,14 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from brim.records import ServiceTime, Slo, Status
+from brim.records import ServiceTime, Slo, SloRate, Status
 from experiments.measure.answer import THROTTLED
 from judging.slo_model import PROFILE_S, Profile, fit, ladder, seconds_of
 from judging.slo_observed import Floats, Numbers, Observed, ended_otherwise, service_latencies
 from judging.slo_predict import REQUESTS
 from judging.slo_trials import Answer
 from judging.tolerances import FAILING
+from queueing.arrivals import highest_random_rate
 from queueing.batcher import Batcher
 
 #: Slower servers answer too few requests in a minute for a p99.
@@ -27,7 +28,6 @@ SLOW_PER_S, SLOW_PERCENTILE, PERCENTILE = 50.0, 95.0, 99.0
 LIMIT_BATCHES = 5
 #: Of a slow server each load may take so much of the time that there is, for as many full batches.
 PROFILE_SHARE, PROFILE_BATCHES = 0.1, 10
-
 #: A part this large is told as the whole.
 NEARLY_ALL = 0.995
 
@@ -57,13 +57,19 @@ class Sought:
 
     @property
     def most_tried(self) -> float:
-        """The highest rate of random arrivals that hardly ever have a second beyond what the user allows."""
-        most = self.most_per_s
-        return math.inf if most is None else max(0.5 * most, most - 2 * math.sqrt(most))
+        """The highest rate of random arrivals that keep to what the user allows."""
+        return math.inf if self.most_per_s is None else highest_random_rate(self.most_per_s)
 
     @property
-    def unresolved(self) -> str:
-        return f"SLO rate not resolvable in {self.seconds:g} s"
+    def capped(self) -> str:
+        """What else may be why requests are late; nothing without a limit."""
+        most = self.most_per_s
+        return "" if most is None else f"; max_rate_per_s ({most:g}/s) holds requests back, too"
+
+    @property
+    def not_in_time(self) -> str:
+        """The reason where more seconds would help."""
+        return f"{SloRate.NOT_IN_TIME} {self.seconds:g} s"
 
     @property
     def slo(self) -> Slo | None:
@@ -159,7 +165,7 @@ def _too_slow(single: Observed, sought: Sought) -> End:
     least = Slo(limit_ms=rounded(LIMIT_BATCHES * single_s * 1e3), percentile=sought.percentile or SLOW_PERCENTILE)
     return End(
         "not_resolvable",
-        f"{sought.unresolved}: a single request takes {single_s:.3g} s, too few are answered in that time; "
+        f"{sought.not_in_time}: a single request takes {single_s:.3g} s, too few are answered in that time; "
         "more --slo-seconds may do",
         slo=sought.slo or least,
     )
@@ -180,8 +186,8 @@ def slo_of(profile: Profile, batcher: Batcher, sought: Sought) -> Slo:
     if slo.limit_ms >= 1e3 * sought.deadline_s:
         raise End(
             "not_resolvable",
-            f"{sought.unresolved}: the limit of {slo.limit_ms:g} ms is beyond the {sought.deadline_s:g} s after which "
-            "a request is cut off; raise request_timeout_seconds in loads.toml",
+            f"the limit of {slo.limit_ms:g} ms is beyond the {sought.deadline_s:g} s after which a request is cut off; "
+            "raise request_timeout_seconds in a --loads file",
             slo=slo,
         )
     return slo

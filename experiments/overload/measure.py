@@ -16,6 +16,7 @@ from experiments.overload.policies import policies
 from experiments.overload.run import Gathered, answer, gather
 from judging.queue_choice import choose
 from judging.queue_limits import model_of, propose
+from queueing.arrivals import highest_random_rate
 
 
 def beyond(bench: Bench, found: SloRate | None) -> Overload | None:
@@ -23,11 +24,14 @@ def beyond(bench: Bench, found: SloRate | None) -> Overload | None:
     if not bench.request.overload or found is None or bench.interrupted or bench.lost:
         return None
     most = most_per_s(bench.target, bench.request.allowed)
-    if found.items_per_s is None or (found.ci95 is None and found.verdict == "not_resolvable" and most is None):
-        bench.say.warn("no overload: it begins at the rate that meets the SLO, which was not found")
-        return None
-    if most is not None and (most <= found.items_per_s or found.ci95 is None):  # met as near to it as may be tried
-        bench.say.warn(f"no overload: max_rate_per_s allows this host {most:g}/s, which meets the SLO")
+    if found.items_per_s is None or found.ci95 is None:
+        at_most = most is not None and found.items_per_s == highest_random_rate(most)
+        why = (
+            f"max_rate_per_s allows this host {most:g}/s, too little to go beyond the rate that meets the SLO"
+            if at_most
+            else "it begins at the rate that meets the SLO, which was not found"
+        )
+        bench.say.warn(f"no overload: {why}")
         return None
     overload, gathered = _overload(bench, found, found.items_per_s, most)
     with undisturbed():

@@ -13,7 +13,7 @@ from brim.records import Slo, SloRate
 from judging.overload import Burst
 from judging.queue_limits import BEYOND, capacity_of, fitting_queue
 from judging.slo_model import Model
-from queueing.arrivals import poisson
+from queueing.arrivals import highest_random_rate, poisson
 
 #: Offered rates as multiples of the rate at the SLO.
 RATIOS = (0.5, 0.8, 1.0, 1.25, 1.5, BEYOND)
@@ -55,7 +55,7 @@ class OverloadPlan:
         return min(max(wanted, STRETCH_LEAST_S), STRETCH_MOST_S)
 
     def allows(self, ratio: float) -> bool:
-        return self.most_per_s is None or ratio * self.rate_per_s <= self.most_per_s
+        return self.most_per_s is None or ratio * self.rate_per_s <= highest_random_rate(self.most_per_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,10 +65,11 @@ def gather(plan: OverloadPlan, policies: Sequence[Policy], tell: Callable[[str],
             try:
                 sent = _sent_on_time(plan, policy, planned, found)
             except (Interrupted, Lost) as ended:
-                found.notes.append(f"ended early at {planned.name} under {policy.name}: {ended}")
                 if policy is not policies[0] and not isinstance(ended, (Interrupted, WorkerLost)):
+                    found.notes.append(f"left out from {planned.name} on: {policy.name}: {ended}")
                     left.remove(policy)
                     continue
+                found.notes.append(f"ended early at {planned.name} under {policy.name}: {ended}")
                 found.ended_by = ended
                 return found
             _judge(found, plan, policy, planned, sent, tell)

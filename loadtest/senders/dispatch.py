@@ -80,9 +80,11 @@ class Dispatcher:
 
 
 class Cap:
-    """The rate limit of a host: no second sees more requests than that.
+    """The rate limit of a host: no second sees more requests than that, rounded up to a whole number.
 
-    Within it arrivals keep their instants, where an even spacing would make every law of arrivals a constant one.
+    What is rounded up is made up for: so many requests then have more than a second. Senders share a limit and each
+    keeps to its own part, so a second may see one more for each of them. Within it arrivals keep their instants, where
+    an even spacing would make every law of arrivals a constant one.
     """
 
     def __init__(self, most_per_s: float) -> None:

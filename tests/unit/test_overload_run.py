@@ -105,7 +105,7 @@ def test_a_server_beside_the_measured_one_that_is_lost_costs_its_own_policy_alon
     assert found.ended_by is None
     assert [point.policy for point in found.points] == ["b8", "b8-limited", *["b8"] * (len(RATIOS) - 1)]
     assert [one.policy for one in found.recoveries] == ["b8"]
-    assert found.notes == ["ended early at 0.8 x the rate under b8-limited: the server is gone"]
+    assert found.notes == ["left out from 0.8 x the rate on: b8-limited: the server is gone"]
 
 
 @pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])
@@ -187,8 +187,10 @@ def test_a_burst_is_twice_the_rate_between_usual_load_that_lasts_until_its_backl
 
 
 def test_no_more_is_sent_than_a_host_allows() -> None:
-    allowed = loads(replace(PLAN, most_per_s=1.3 * RATE))
-    assert [p.rate_per_s / RATE for p in allowed] == [0.5, 0.8, 1.0, 1.25]  # and no burst
+    """Of 508/s 1.25 times 350 leaves room for the seconds that random arrivals fill beyond their mean; of 455/s not."""
+    for most, ratios in ((1.45 * RATE, [0.5, 0.8, 1.0, 1.25]), (1.3 * RATE, [0.5, 0.8, 1.0])):
+        allowed = loads(replace(PLAN, most_per_s=most))
+        assert [p.rate_per_s / RATE for p in allowed] == ratios  # and no burst
 
 
 LIMITED, TIMED = Limits(max_queue_size=24, queue_timeout_us=7), Limits(queue_timeout_us=7)

@@ -25,7 +25,7 @@ from experiments.measure.rate_at_slo import checks_of, kept, most_per_s
 from experiments.measure.request import Offsets, OpenLoop, SloAsked
 from experiments.measure.trial import SentLoad
 from experiments.overload.measure import beyond
-from judging.windows import Rows
+from judging.rows import Rows
 from loadtest.plan import read_plan
 from queueing import arrivals
 from tests.unit.test_measure_answer import TARGET
@@ -70,7 +70,7 @@ def test_answers_that_the_server_never_made_break_rule_1_in_the_windows_of_a_tri
     rows = trial().rows.copy()
     for name in ("intended_ns", "sent_ns", "done_ns"):
         rows[name][300:600] += 8_000_000_000
-    broken = checks_of([trial(np.sort(rows, order="done_ns"))], PLAN)[0]
+    broken = checks_of([trial(np.sort(rows, order="done_ns").view(Rows))], PLAN)[0]
     assert broken.state == "broken" and broken.reason.startswith("window: server")
 
 
@@ -182,16 +182,29 @@ def target(host: str) -> Target:
     return replace(TARGET, url=f"http://{host}:8000")
 
 
-def test_where_no_more_than_the_rate_may_be_sent_there_is_no_overload_and_that_is_said() -> None:
+@pytest.mark.parametrize(
+    ("items_per_s", "why"),
+    [
+        (
+            200 - 3 * 200**0.5,
+            "max_rate_per_s allows this host 200/s, too little to go beyond the rate that meets the SLO",
+        ),
+        (120.0, "it begins at the rate that meets the SLO, which was not found"),  # by data that give no interval
+        (None, "it begins at the rate that meets the SLO, which was not found"),
+    ],
+)
+def test_an_overload_needs_a_rate_and_room_beyond_it_and_says_what_it_lacks(
+    items_per_s: float | None, why: str
+) -> None:
     said: list[str] = []
     host = "198.51.100.7"
     request = SimpleNamespace(overload=True, allowed={host: TargetLimit(host=host, max_rate_per_s=200.0)})
     bench = SimpleNamespace(
         request=request, target=target(host), interrupted=None, lost=None, say=SimpleNamespace(warn=said.append)
     )
-    found = SloRate(slo=Slo(limit_ms=100.0), items_per_s=200.0, ci95=None, given="data", verdict="not_resolvable")
+    found = SloRate(slo=Slo(limit_ms=100.0), items_per_s=items_per_s, ci95=None, given="data", verdict="not_resolvable")
     assert beyond(cast(Bench, bench), found) is None  # it asks for no more of a bench than this
-    assert said == ["no overload: max_rate_per_s allows this host 200/s, which meets the SLO"]
+    assert said == [f"no overload: {why}"]
 
 
 def test_what_an_overload_stands_on_does_not_know_of_overloads() -> None:

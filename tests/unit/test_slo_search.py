@@ -231,7 +231,7 @@ def test_trials_that_the_client_is_late_with_resolve_nothing_and_the_reason_is_t
     late = LateSender(SimulatedProbe(sleeping(1), seed=1), range(1, 99))
     answer = searched_late(late, model_free=model_free)
     assert (answer.verdict, answer.trials, late.opened) == ("not_resolvable", (), 2)
-    assert answer.reason.startswith("SLO rate not resolvable in 60 s; the client could not keep to the schedule")
+    assert answer.reason.startswith("the client could not keep to the schedule")
     assert "lag p99 12 ms, 1 never sent" in answer.reason
     assert answer.seconds_spent < 75.0
 
@@ -293,15 +293,15 @@ def capped(most_per_s: float, *, limit_ms: float | None = 100.0, model_free: boo
 def test_a_cap_that_meets_the_slo_ends_the_search_and_is_named_as_the_users_own(model_free: bool) -> None:
     answer = capped(200.0, model_free=model_free)
     assert (answer.verdict, answer.ci95) == ("not_resolvable", None)
-    assert answer.items_per_s == pytest.approx(200 - 2 * 200**0.5)  # random arrivals have seconds beyond their mean
+    assert answer.items_per_s == pytest.approx(200 - 3 * 200**0.5)  # random arrivals have seconds beyond their mean
     assert answer.capacity_items_per_s is None  # 200/s came of the full batches, too, and are no capacity
-    assert "171.7/s meet it, so the rate is at least that" in answer.reason
+    assert "157.6/s meet it, so the rate is at least that" in answer.reason
     assert "the 200/s that max_rate_per_s allows this host" in answer.reason
     assert len(answer.trials) == 1
 
 
 def test_a_cap_between_the_rate_and_the_capacity_resolves_nothing_as_no_capacity_is_known() -> None:
-    answer = capped(365.0, limit_ms=60.0)
+    answer = capped(365.0, limit_ms=45.0)
     assert (answer.verdict, answer.items_per_s, answer.capacity_items_per_s) == ("not_resolvable", None, None)
     assert "the 365/s that max_rate_per_s allows this host is too little to show it" in answer.reason
 
@@ -310,7 +310,7 @@ def test_a_cap_near_the_rate_is_the_answer_only_as_a_bound() -> None:
     """Full batches give 386/s, of which 382 may be sent: the model fits and has 355, beyond what may be tried."""
     answer = capped(382.0)
     assert (answer.verdict, answer.ci95) == ("not_resolvable", None)
-    assert answer.items_per_s == pytest.approx(382 - 2 * 382**0.5)
+    assert answer.items_per_s == pytest.approx(382 - 3 * 382**0.5)
     assert answer.trials[-1].foreseen_share is not None
     assert "so the rate is at least that" in answer.reason
 

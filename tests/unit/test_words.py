@@ -140,14 +140,21 @@ def test_after_an_open_loop_whose_sending_lagged_another_sender_is_proposed_and_
     [
         ({"verdict": "resolved"}, "brim loadtest m --slo-ms auto", "brim loadtest m --slo-ms auto --overload"),
         ({"verdict": "missed"}, "brim loadtest m --rate 9 --seed=3 --slo-ms 50", "brim loadtest m --slo-ms 50"),
-        ({"verdict": "not_resolvable", "seconds_spent": 61.2}, "brim loadtest m --slo-ms 50 --slo-seconds 60",
-         "brim loadtest m --slo-ms 50 --slo-seconds 150"),
+        ({"verdict": "not_resolvable", "seconds_spent": 61.2, "reason": "SLO rate not resolvable in 60 s"},
+         "brim loadtest m --slo-ms 50 --slo-seconds 60", "brim loadtest m --slo-ms 50 --slo-seconds 150"),
         ({"verdict": "unattainable"}, "brim loadtest m --slo-ms 5", "brim loadtest m --slo-ms auto"),
     ],
 )  # fmt: skip
 def test_the_next_command_after_a_rate_at_an_slo(changes: dict[str, object], command: str, then: str) -> None:
     target = dataclasses.replace(made.TARGET, server=embedded(), variant=VARIANT)
     assert show.after_slo(made.slo_rate(**changes), command, target, overload=False).startswith(f"next: {then}  (")
+
+
+def test_longer_trials_are_not_proposed_where_they_would_tell_no_more() -> None:
+    wide = made.slo_rate(
+        verdict="not_resolvable", reason="a limit of 9000 ms is so wide that the capacity alone sets it"
+    )
+    assert not show.after_slo(wide, "brim loadtest m --slo-ms 9000", made.TARGET, overload=False)
 
 
 def test_after_an_overload_and_on_a_server_elsewhere_no_overload_is_proposed() -> None:
