@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from brim import cli, layout
+from brim import cli, layout, say
 from brim.records import Server
 from brim.say import Say
 from experiments.measure import ledger, send
@@ -90,6 +90,7 @@ def heard_of(*words: str, capfd: pytest.CaptureFixture[str]) -> Heard:
     """`brim` in this process; signals are heard as before afterwards."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     capfd.readouterr()
+    say.documents = 0  # as in a process of its own
     with pytest.raises(SystemExit) as ended:
         try:
             cli.main(words)
