@@ -10,9 +10,8 @@ import pytest
 from brim.records import Overheads, Status
 from judging import open_truth
 from judging.open_truth import Stretch
-from judging.rows import ROW_DTYPE
+from judging.rows import ROW_DTYPE, Rows
 from judging.truth import Log
-from judging.windows import Rows
 from queueing import arrivals
 from queueing.batcher import Batcher, Service, Simulated, open_loop
 
@@ -56,7 +55,7 @@ def test_without_a_batch_in_the_stretch_nothing_is_known() -> None:
 
 def a_load(seen: Simulated, lag_s: float = 0.0) -> Rows:
     """As a sender would tell of it, which sent each request so long after its intended time."""
-    rows = np.zeros(seen.arrival_s.size, dtype=ROW_DTYPE)
+    rows = np.zeros(seen.arrival_s.size, dtype=ROW_DTYPE).view(Rows)
     rows["sent_ns"] = START_NS + np.rint(seen.arrival_s * 1e9)
     rows["intended_ns"] = rows["sent_ns"] - round(lag_s * 1e9)
     rows["done_ns"] = START_NS + np.rint(seen.done_s * 1e9)
