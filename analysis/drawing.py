@@ -14,12 +14,15 @@ from typing import Any
 import matplotlib
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 #: Colours that the page's style defines, for light and dark; the numbers only mark the place of each in the SVG.
 INK, GRID, OWN, OTHER, CEILING, POINT, PAPER = (f"#00000{n}" for n in range(1, 8))
 _VARIABLES = {INK: "ink", GRID: "grid", OWN: "own", OTHER: "other", CEILING: "ceiling", POINT: "point", PAPER: "paper"}
 
 _STYLE: Mapping[Any, Any] = {
+    "savefig.format": "svg",
+    "figure.dpi": 72,  # an SVG's own: the layout measures what is drawn
     "svg.hashsalt": "brim",  # ids depend on what is drawn, not on chance
     "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
     "text.parse_math": False,
@@ -51,13 +54,14 @@ def canvas(height: float) -> Iterator[Figure]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
-        yield Figure(figsize=(6.6, height), layout="constrained")
+        yield Figure(figsize=(6.6, height))
 
 
 def svg(figure: Figure, label: str) -> Markup:
     """The drawing as an element of the page: no declaration, no style of its own, colours and font by the page."""
     written = io.StringIO()
-    figure.savefig(written, format="svg", transparent=True, metadata=_NO_METADATA)
+    ConstrainedLayoutEngine().execute(figure)  # as the figure's own, it would have all drawn twice
+    figure.savefig(written, transparent=True, metadata=_NO_METADATA)
     text = written.getvalue()
     text = text[text.index("<svg") :]
     box = re.search(r'viewBox="[^"]*"', text)

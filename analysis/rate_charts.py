@@ -83,10 +83,9 @@ def _foreseen(axes: Axes, trials: Sequence[SloTrial], floor: float) -> None:
     """What the simulator said of the same arrivals, tied to what was measured, and of that rate in the long run."""
     told = [(t.items_per_s, max(100 * t.foreseen_share, floor), max(100 * t.over_share, floor)) for t in trials
             if t.foreseen_share is not None]  # fmt: skip
-    for rate, foreseen, measured in told:
-        axes.plot([rate, rate], [foreseen, measured], color=GRID, linewidth=1.2, zorder=1)
     if told:
         rates, shares = [rate for rate, _, _ in told], [foreseen for _, foreseen, _ in told]
+        axes.vlines(rates, shares, [measured for _, _, measured in told], color=GRID, linewidth=1.2, zorder=1)
         axes.plot(rates, shares, "s", color=OTHER, markerfacecolor="none", markersize=9, label="foreseen of the same")
     long_run = sorted(
         {(t.items_per_s, max(100 * t.long_run_share, floor)) for t in trials if t.long_run_share is not None}

@@ -24,8 +24,9 @@ _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\
 def clean(text: str, longest: int = LONGEST) -> str:
     """Foreign text as one line fit for a terminal, a page and a table: no escapes, controls or direction marks."""
     # Nothing below makes text longer; escapes may fill most of what a server sent.
-    plain = _ANSI.sub("", text[: 16 * longest])
-    kept = "".join(" " if _control(c) else c for c in plain if c not in _BIDI)
+    kept = text[: 16 * longest]
+    if not kept.isprintable():  # nearly all is, and has nothing to take out
+        kept = "".join(" " if _control(c) else c for c in _ANSI.sub("", kept) if c not in _BIDI)
     line = " ".join(kept.split())
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
 

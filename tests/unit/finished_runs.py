@@ -5,8 +5,9 @@ And open loops: rows of a server that takes 5 ms a request, one after the other,
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ from brim.records import (
     Verdict,
     Window,
 )
-from judging.rows import ROW_DTYPE
+from judging.rows import ROW_DTYPE, Rows
 
 BATCH = "20260101T000000Z-abc123"
 SECOND = 10**9
@@ -213,11 +214,19 @@ _drawn: dict[str, Markup] = {}
 
 
 def write(out: Path, folders: Sequence[Path]) -> Path:
-    """report.write, for tests that do not ask whether equal runs give equal charts: those are not drawn again."""
-    with pytest.MonkeyPatch.context() as changed:
-        for draw in (charts.curve, charts.batches, charts.time, rate_charts.over_the_limit, rate_charts.goodput):
-            changed.setattr(f"{draw.__module__}.{draw.__name__}", _once(draw))
+    """report.write with charts that are drawn once; against report.write itself it shows that equal runs are."""
+    with drawn_once():
         return report.write(out, folders)
+
+
+@contextlib.contextmanager
+def drawn_once() -> Iterator[None]:
+    """A chart that this process drew before, of equal arguments, is not drawn again."""
+    of_a_run, of_rates = (charts.curve, charts.batches, charts.time), (rate_charts.over_the_limit, rate_charts.goodput)
+    with pytest.MonkeyPatch.context() as changed:
+        for draw in (*of_a_run, *of_rates, rate_charts.latency_over_time):
+            changed.setattr(f"{draw.__module__}.{draw.__name__}", _once(draw))
+        yield
 
 
 def _once(draw: Callable[..., Markup]) -> Callable[..., Markup]:
@@ -242,9 +251,9 @@ def arrivals() -> npt.NDArray[np.int64]:
     return np.arange(REQUESTS, dtype=np.int64) * GAP_NS
 
 
-def open_rows(start_ns: int, *, stall_ns: int = STALL_NS, outstanding: int = REQUESTS) -> npt.NDArray[Any]:
+def open_rows(start_ns: int, *, stall_ns: int = STALL_NS, outstanding: int = REQUESTS) -> Rows:
     """done = max(sent, free) + service, and sent once fewer than `outstanding` are in flight."""
-    rows = np.zeros(REQUESTS, ROW_DTYPE)
+    rows = np.zeros(REQUESTS, ROW_DTYPE).view(Rows)
     free_ns, stalled, done_ns = 0, False, list[int]()
     for number, due_ns in enumerate(arrivals().tolist()):
         sent_ns = max(due_ns, done_ns[number - outstanding]) if number >= outstanding else due_ns
@@ -257,7 +266,7 @@ def open_rows(start_ns: int, *, stall_ns: int = STALL_NS, outstanding: int = REQ
     return rows
 
 
-def keep_rows(folder: Path, worker: int, rows: npt.NDArray[Any]) -> None:
+def keep_rows(folder: Path, worker: int, rows: Rows) -> None:
     """As a sender leaves them."""
     file = folder / "requests" / f"{worker}.bin"
     file.parent.mkdir(exist_ok=True)
@@ -278,7 +287,7 @@ def open_answer(**changes: Any) -> Saturation:
     return dataclasses.replace(made, **changes)
 
 
-def keep_open(out: Path, of: Load, rows: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> Path:
+def keep_open(out: Path, of: Load, rows: Rows, offsets: npt.NDArray[np.int64]) -> Path:
     """The folder of a run with that open loop."""
     folder = keep(out, run(), open_answer(), (of,))
     keep_rows(folder, of.workers[0], rows)

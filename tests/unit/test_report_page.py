@@ -46,8 +46,15 @@ def page_of(out: Path, answer: Saturation | None, loads: tuple[Load, ...] = ()) 
     return made.write(out, [folder]).read_text("utf-8")
 
 
-def test_the_page_says_what_was_found_and_what_to_think_of_it(tmp_path: Path) -> None:
-    text = Tags(page_of(tmp_path, made.answer())).text
+@pytest.fixture(scope="module")
+def saturated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of the run that most tests here read, and none changes."""
+    out = tmp_path_factory.mktemp("saturated")
+    return made.write(out, [made.keep(out, made.run(), made.answer())])
+
+
+def test_the_page_says_what_was_found_and_what_to_think_of_it(saturated: Path) -> None:
+    text = Tags(saturated.read_text("utf-8")).text
     for said in (
         "19.9 images/s SATURATED by engine",
         "busy 99%, batches 4.0 of 4",
@@ -66,7 +73,7 @@ def test_the_page_says_what_was_found_and_what_to_think_of_it(tmp_path: Path) ->
 
 
 def test_an_interval_within_one_run_is_not_sold_as_one_over_starts(tmp_path: Path) -> None:
-    text = Tags(page_of(tmp_path, made.answer(ci_kind="within_run", starts=1, start_means=()))).text
+    text = Tags(page_of(tmp_path, made.answer(ci_kind="within_run", starts=1, start_means=(), probes=()))).text
     assert "Within this one run: 19.7 to 20.1 images/s" in text
     assert "interval over" not in text and "one was measured" in text
 
@@ -78,20 +85,18 @@ def test_no_figure_stands_without_its_verdict_and_what_it_is_not_valid_for(verdi
     assert "capacity: " in text
 
 
-def test_each_chart_has_its_table_and_every_load_its_row(tmp_path: Path) -> None:
-    page = page_of(tmp_path, made.answer())
+def test_each_chart_has_its_table_and_every_load_its_row(saturated: Path) -> None:
+    page = saturated.read_text("utf-8")
     assert page.count("<svg") == 3
     rows = re.findall(r"<tr>.*?</tr>", page, re.DOTALL)
     assert sum("steady</span>" in row for row in rows) == len(made.LADDER)
     assert '<td class="n">4</td><td class="n">99.1%</td>' in page, "200 x 4 of 1 + 3 x 2 + 200 x 4 items"
 
 
-def test_equal_runs_give_equal_bytes(tmp_path: Path) -> None:
-    files = ("report.html", "points.csv", "summary.json")
-    folders = [
-        report.write(tmp_path / out, [made.keep(tmp_path / out, made.run(), made.answer())]).parent for out in "ab"
-    ]
-    assert [(folders[0] / name).read_bytes() for name in files] == [(folders[1] / name).read_bytes() for name in files]
+def test_equal_runs_give_equal_bytes(saturated: Path, tmp_path: Path) -> None:
+    again = report.write(tmp_path, [made.keep(tmp_path, made.run(), made.answer())])
+    for name in ("report.html", "points.csv", "summary.json"):
+        assert again.with_name(name).read_bytes() == saturated.with_name(name).read_bytes()
 
 
 def hostile_answer() -> Saturation:
@@ -118,8 +123,8 @@ def test_nothing_foreign_becomes_an_element_or_turns_the_text_around(tmp_path: P
     assert "A" * 1001 not in page
 
 
-def test_the_page_needs_nothing_but_itself(tmp_path: Path) -> None:
-    page = page_of(tmp_path, made.answer())
+def test_the_page_needs_nothing_but_itself(saturated: Path) -> None:
+    page = saturated.read_text("utf-8")
     found = Tags(page)
     assert "link" not in found.tags and "script" not in found.tags and "iframe" not in found.tags
     for name, value in found.attributes:
@@ -161,9 +166,8 @@ def test_a_run_with_little_or_odd_in_it_has_a_page_all_the_same(changes: dict[st
     assert "nan" not in Tags(page).text.lower().split() and "inf" not in Tags(page).text.lower().split()
 
 
-def test_summary_has_each_answer_whole_and_a_schema_number(tmp_path: Path) -> None:
-    page_of(tmp_path, made.answer())
-    found = json.loads((tmp_path / "reports" / "latest" / "summary.json").read_text())
+def test_summary_has_each_answer_whole_and_a_schema_number(saturated: Path) -> None:
+    found = json.loads((saturated.parents[1] / "latest" / "summary.json").read_text())
     assert found["schema"] == 1 and found["batch_ids"] == [made.BATCH]
     assert found["runs"][0]["answer"]["items_per_s"] == 19.9
     assert found["runs"][0]["status"] == "closed"

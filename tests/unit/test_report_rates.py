@@ -13,11 +13,12 @@ import polars as pl
 import pytest
 
 import tests.unit.finished_runs as made
-from analysis import finished, points, rates, report, requests
+from analysis import finished, rates, report, requests
 from analysis.open_loop import ObservedLoop, observe, percentiles
 from brim import disk
 from brim.errors import InvalidRecord
 from brim.records import Load, Purpose, Slo, SloRate, Status
+from judging.rows import Rows
 from tests.measuring import heard_of
 from tests.unit import simulated
 from tests.unit.test_report_page import CANARY, RIGHT_TO_LEFT, Tags
@@ -26,7 +27,7 @@ from tests.unit.test_report_page import CANARY, RIGHT_TO_LEFT, Tags
 STALLED_MEAN_MS = (sum(range(5, 1006, 5)) + 5 * (made.REQUESTS - 201)) / made.REQUESTS
 
 
-def seen(load: Load | None = None, rows: Any = None, slo: Slo | None = None, **queue: int) -> ObservedLoop:
+def seen(load: Load | None = None, rows: Rows | None = None, slo: Slo | None = None, **queue: int) -> ObservedLoop:
     load = load or made.open_load()
     rows = made.open_rows(load.start_ns, **queue) if rows is None else rows
     found = observe(load, rows, made.arrivals(), slo)
@@ -42,6 +43,13 @@ def text_of(page: Path) -> str:
 def with_rates(out: Path, slo: SloRate | None, over: Any = None, **answer: Any) -> Path:
     """The folder of a run with a peak, a rate at an SLO, and an overload."""
     return made.keep_rates(made.keep(out, made.run(), made.answer(**answer), made.rate_loads()), slo, over)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run with all three, for tests that only read it."""
+    out = tmp_path_factory.mktemp("whole")
+    return made.write(out, [with_rates(out, made.slo_rate(), made.overload())])
 
 
 # ---------------------------------------------------------------------------- an open loop
@@ -177,9 +185,7 @@ def test_an_open_loop_reads_the_same_from_either_form_of_its_rows(tmp_path: Path
     folder = made.keep_open(tmp_path, load, rows, made.arrivals())
     open_file = requests.read(folder, (3,))
     (folder / "requests" / "3.bin").unlink()
-    pl.DataFrame({name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names or ()}).write_parquet(
-        folder / "requests.parquet"
-    )
+    pl.DataFrame(rows).write_parquet(folder / "requests.parquet")
     assert np.array_equal(requests.read(folder, (3,)), open_file) and len(open_file) == made.REQUESTS
     assert not requests.read(folder, (4,)).size
 
@@ -244,7 +250,7 @@ def test_the_headline_is_rate_limit_percentile_interval_what_it_is_given_and_its
 @pytest.mark.parametrize(
     ("verdict", "said"),
     [
-        ("not_resolvable", "the trials do not tell rates apart"),
+        ("not_resolvable", "the largest rate within 500 ms at p99 cannot be told"),
         ("unattainable", "no rate is served within 500 ms at p99"),
         ("failing", "the server did not answer well"),
         ("server_lost", "the server was lost"),
@@ -252,12 +258,14 @@ def test_the_headline_is_rate_limit_percentile_interval_what_it_is_given_and_its
     ],
 )
 def test_a_search_without_a_rate_says_why_in_words_and_gives_no_figure(verdict: Any, said: str, tmp_path: Path) -> None:
-    found = made.slo_rate(verdict=verdict, items_per_s=None, ci95=None, trials=(), reason="one batch takes 600 ms")
+    found = made.slo_rate(verdict=verdict, items_per_s=None, ci95=None, trials=(), reason="one batch takes 600 ms",
+                          model_rejected="they differ by 8%")  # fmt: skip
     lines = rates.slo_lines(found, "image")
     assert said in lines[0] and "one batch takes 600 ms" in lines
     assert not any("not valid for" in line for line in lines)
     text = text_of(made.write(tmp_path, [with_rates(tmp_path, found)]))
     assert said in text and "one batch takes 600 ms" in text
+    assert "queueing model rejected: they differ by 8%" in text
     assert verdict.replace("_", " ").upper() in text and "16.8 images/s" not in text
     assert "19.9 images/s SATURATED" in text, "the peak stands all the same"
 
@@ -277,9 +285,8 @@ def test_a_rate_that_was_asked_for_is_met_or_missed_and_no_largest_one(verdict: 
     assert "9.6% of the whole load, its first requests included, took longer than 50 ms" in text, "191 + 0 of 2,000"
 
 
-def test_the_page_shows_trials_service_times_overheads_and_what_the_rate_is_not_valid_for(tmp_path: Path) -> None:
-    page = made.write(tmp_path, [with_rates(tmp_path, made.slo_rate(model_rejected="they differ by 8%"))])
-    text = text_of(page)
+def test_the_page_shows_trials_service_times_overheads_and_what_the_rate_is_not_valid_for(whole: Path) -> None:
+    text = text_of(whole)
     for said in (
         "16.8 images/s (16.4 to 17.1, 95% given the queueing model), 0.84 of its capacity.",
         "12 16.8 10.0 168 1.2% 1.1% 1.0%",
@@ -287,12 +294,11 @@ def test_the_page_shows_trials_service_times_overheads_and_what_the_rate_is_not_
         "4 1 200 90",
         "0.40 ms and 0.05 ms for each item",
         "74.0 s spent",
-        "queueing model rejected: they differ by 8%",
         "arrivals that are not Poisson",
         "one client machine",
     ):
         assert said in text, said
-    assert "Share of the requests over the limit against the offered rate" in page.read_text()
+    assert "Share of the requests over the limit against the offered rate" in whole.read_text()
 
 
 def test_a_run_that_was_only_asked_for_the_rate_has_it_as_its_headline(
@@ -302,7 +308,8 @@ def test_a_run_that_was_only_asked_for_the_rate_has_it_as_its_headline(
     text = text_of(made.write(tmp_path, [folder]))
     assert "16.8 images/s within 500 ms at p99 RESOLVED" in text and "no answer" not in text
     assert "6 trial loads have no windows" in text and "No load came to its end" not in text
-    ended = heard_of("report", "--out", str(tmp_path), capfd=capfd)
+    with made.drawn_once():
+        ended = heard_of("report", "--out", str(tmp_path), capfd=capfd)
     assert (ended.code, ended.errors) == (0, []), "nothing is missing"
 
 
@@ -330,8 +337,8 @@ def test_loads_without_windows_are_left_out_where_no_answer_was_given(tmp_path: 
 # ---------------------------------------------------------------------------- overload
 
 
-def test_the_page_shows_goodput_of_each_policy_and_what_to_type(tmp_path: Path) -> None:
-    text = text_of(made.write(tmp_path, [with_rates(tmp_path, made.slo_rate(), made.overload())]))
+def test_the_page_shows_goodput_of_each_policy_and_what_to_type(whole: Path) -> None:
+    text = text_of(whole)
     for said in (
         "max_queue_size = 8 queue_timeout_us = 250000",
         "at most 8 requests wait, none waits longer than 250 ms",
@@ -354,16 +361,15 @@ def test_the_terminal_has_each_policy_at_its_highest_rate_and_the_recommendation
 
 
 def test_no_limit_recommended_is_said_so(tmp_path: Path) -> None:
-    over = made.overload(max_queue_size=0, queue_timeout_us=0)
+    over = made.overload(max_queue_size=0, queue_timeout_us=0, points=())
     assert "no limit is recommended" in text_of(made.write(tmp_path, [with_rates(tmp_path, made.slo_rate(), over)]))
 
 
 # ---------------------------------------------------------------------------- files, and what is odd
 
 
-def test_points_csv_has_a_row_for_each_trial_and_each_point_of_overload(tmp_path: Path) -> None:
-    text = points.csv_text([finished.read(with_rates(tmp_path, made.slo_rate(), made.overload()))])
-    found = list(csv.DictReader(text.splitlines()))
+def test_points_csv_has_a_row_for_each_trial_and_each_point_of_overload(whole: Path) -> None:
+    found = list(csv.DictReader(whole.with_name("points.csv").read_text().splitlines()))
     assert [row["Purpose"] for row in found].count("search") == 5
     trial = next(row for row in found if row["Purpose"] == "trial" and row["Offered"] == "18")
     assert (trial["Over SLO"], trial["Request Rate"], trial["Arrivals"]) == ("0.07", "16.8", "poisson")
@@ -372,9 +378,8 @@ def test_points_csv_has_a_row_for_each_trial_and_each_point_of_overload(tmp_path
     assert (worst["Goodput"], worst["Late"], worst["Failed"], worst["Items/Second"]) == ("2", "18", "13.6", "20")
 
 
-def test_summary_has_the_rate_and_the_overload_whole(tmp_path: Path) -> None:
-    made.write(tmp_path, [with_rates(tmp_path, made.slo_rate(), made.overload())])
-    (found,) = json.loads((tmp_path / "reports" / "latest" / "summary.json").read_text())["runs"]
+def test_summary_has_the_rate_and_the_overload_whole(whole: Path) -> None:
+    (found,) = json.loads((whole.parents[1] / "latest" / "summary.json").read_text())["runs"]
     assert found["slo"]["items_per_s"] == 16.8 and len(found["slo"]["trials"]) == 6
     assert found["overload"]["max_queue_size"] == 8
 
@@ -382,7 +387,7 @@ def test_summary_has_the_rate_and_the_overload_whole(tmp_path: Path) -> None:
 def test_several_runs_list_the_rate_at_the_slo_beside_the_peak(tmp_path: Path) -> None:
     folders = [
         with_rates(tmp_path, made.slo_rate()),
-        made.keep(tmp_path, made.run(id="20260101T000000Z-b3__b4-999999"), made.answer(variant="b3__b4")),
+        made.keep(tmp_path, made.run(id="20260101T000000Z-b3__b4-999999"), made.answer(variant="b3__b4", probes=())),
     ]
     text = text_of(made.write(tmp_path, folders))
     assert "rate at the SLO" in text and "16.8 within 500 ms at p99" in text
@@ -415,7 +420,7 @@ def test_hostile_words_of_rates_and_overload_stay_text(tmp_path: Path) -> None:
         points=tuple(dataclasses.replace(p, policy=f"{n}{bad}") for n, p in enumerate(made.overload().points)),
         recoveries=tuple(dataclasses.replace(r, policy=bad) for r in made.overload().recoveries),
     )
-    page = made.write(tmp_path, [with_rates(tmp_path, slo, over, item=bad)]).read_text("utf-8")
+    page = made.write(tmp_path, [with_rates(tmp_path, slo, over, item=bad, probes=())]).read_text("utf-8")
     tags = Tags(page)
     assert "script" not in tags.tags and "img" not in tags.tags
     assert not set(RIGHT_TO_LEFT + "\x1b") & set(page)
@@ -426,7 +431,7 @@ def test_hostile_words_of_rates_and_overload_stay_text(tmp_path: Path) -> None:
 def test_equal_runs_with_rates_give_equal_bytes(tmp_path: Path) -> None:
     load = made.open_load()
     pages = []
-    for out in (tmp_path / "a", tmp_path / "b"):
+    for out, write in ((tmp_path / "a", made.write), (tmp_path / "b", report.write)):
         folder = made.keep_open(out, load, made.open_rows(load.start_ns), made.arrivals())
-        pages.append(report.write(out, [made.keep_rates(folder, made.slo_rate(), made.overload())]).read_bytes())
+        pages.append(write(out, [made.keep_rates(folder, made.slo_rate(), made.overload())]).read_bytes())
     assert pages[0] == pages[1]
