@@ -17,7 +17,7 @@ import pytest
 from markupsafe import Markup
 
 from analysis import charts, rate_charts, report
-from brim import disk, layout
+from brim import codec, disk, layout
 from brim.records import (
     ROW_HEADER,
     ROW_MAGIC,
@@ -200,10 +200,9 @@ def keep(
     """The run's folder under `out`."""
     folder = layout.run_folder(out, of.id)
     disk.save(folder / "run.json", of)
-    for one in loads:
-        disk.append(folder / "loads.jsonl", one)
-    for each in windows:
-        disk.append(folder / "windows.jsonl", each)
+    for name, records in (("loads.jsonl", loads), ("windows.jsonl", windows)):
+        if records:
+            disk.save_text(folder / name, "".join(f"{codec.to_json(record)}\n" for record in records))
     if said is not None:
         disk.save(folder / "saturation.json", said)
     return folder

@@ -21,7 +21,7 @@ OTHER_BATCH = "20251231T000000Z-fedcba"
 def two_batches(out: Path) -> tuple[list[Path], Path]:
     newest = [
         made.keep(out, made.run(), made.answer()),
-        made.keep(out, made.run(id="20260101T000000Z-b3__b4-999999"), made.answer(variant="b3__b4")),
+        made.keep(out, made.run(id="20260101T000000Z-b3__b4-999999"), made.answer(variant="b3__b4", probes=())),
     ]
     old = made.keep(out, made.run(id="20251231T000000Z-old__b4-111111", batch_id=OTHER_BATCH), made.answer())
     return newest, old
@@ -66,7 +66,7 @@ def test_several_variants_are_listed_first_and_differing_software_is_marked(tmp_
     one = made.keep(tmp_path, made.run(), made.answer())
     environment = Environment(machine=made.MACHINE, software={"brim": "0.2.0"})
     other_run = made.run(id="20260101T000000Z-b3__b4-999999", environment=environment)
-    two = made.keep(tmp_path, other_run, made.answer(variant="b3__b4"))
+    two = made.keep(tmp_path, other_run, made.answer(variant="b3__b4", probes=()))
     page = made.write(tmp_path, [one, two]).read_text()
     assert '<a href="#run-2">b3__b4</a>' in page
     assert "0.1.0, 0.2.0" in page and page.count("differs between the runs") == 1
@@ -107,7 +107,7 @@ def test_a_batch_id_that_is_a_path_is_refused(tmp_path: Path) -> None:
 
 def cut_off(out: Path, status: str) -> Path:
     """A run of one load without an answer, whose last line a kill cut off in the middle of a character."""
-    load = made.load(0, 8, "search", 400)
+    load = made.load(0, 8, "figure", 400)
     folder = made.keep(out, made.run(status=status), None, (load,), (made.window(load, 200, load=0),))
     with (folder / "windows.jsonl").open("ab") as lines:
         lines.write('{"schema": 1, "generator": "loc…'.encode()[:-1])
@@ -129,7 +129,8 @@ def test_the_command_says_where_its_files_are_and_what_was_left_out(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     cut_off(tmp_path, "crashed")
-    ended = heard_of("report", "--out", str(tmp_path), "--json", capfd=capfd)
+    with made.drawn_once():
+        ended = heard_of("report", "--out", str(tmp_path), "--json", capfd=capfd)
     written = json.loads(ended.answers)
     assert (ended.code, written["schema"], written["runs"]) == (0, 1, [made.run().id])
     assert ended.errors == [
