@@ -20,7 +20,8 @@ from brim.records import (
     Window,
 )
 from experiments.measure.gathered import Alone, Evidence, MeasuredLoad, latency_of, mean
-from experiments.measure.steps import EQUAL_BATCHES, Found, findings, serving_efficiency
+from experiments.measure.ladder import EQUAL_BATCHES, Found, findings
+from experiments.measure.steps import serving_efficiency
 from judging import accounting, checks, interval, limits, verdict
 from judging.evidence import (
     SenderExperiment,

@@ -9,11 +9,11 @@ from pathlib import Path
 from brim.errors import Interrupted
 from brim.records import Protocol, Run, Sender, Target
 from brim.say import Say
+from experiments.measure.experiment import Done, Plan
 from experiments.measure.gathered import Alone, MeasuredLoad
 from experiments.measure.payloads import Payloads
 from experiments.measure.progress import Progress
 from experiments.measure.request import Request
-from experiments.measure.steps import Done, Plan
 from loadtest.control import Control
 from loadtest.driver import Driver
 from loadtest.statistics_reader import StatisticsReader

@@ -10,7 +10,7 @@ import numpy as np
 
 from brim.records import Calibration, Latency, Load, Run, StatsRead, Target, Window
 from experiments.measure.alone import Kept, Values
-from experiments.measure.steps import Done, Plan
+from experiments.measure.experiment import Done, Plan
 from judging.evidence import busy_share, effective_batch
 from judging.rows import Rows
 from judging.windows import latency

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from brim.errors import UsageError
 from brim.records import Target
+from experiments.measure.experiment import Plan
 from experiments.measure.request import Request
 from experiments.measure.slo import TRIALS_MOST
-from experiments.measure.steps import Plan
 from experiments.measure.targets import engine_file
 from judging.tolerances import AGREE_SHARED
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from brim import environment
 from brim.records import Access, Arrivals, Protocol, Sender, TargetLimit, Transport
-from experiments.measure.steps import FIGURE_ROUNDS
+from experiments.measure.experiment import FIGURE_ROUNDS
 from loadtest.driver import Driver
 from loadtest.plan import LoadPlan
 

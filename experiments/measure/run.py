@@ -20,13 +20,14 @@ from brim.say import Say
 from experiments.measure import alone, ledger, payloads, show, targets
 from experiments.measure.answer import agree_within, answer
 from experiments.measure.bench import Bench
+from experiments.measure.experiment import Done, Step
 from experiments.measure.gathered import Alone, Evidence
 from experiments.measure.plan import plan_of
 from experiments.measure.progress import Progress
 from experiments.measure.rate_at_slo import rate_at_slo
 from experiments.measure.request import SENDERS, Request
 from experiments.measure.send import send
-from experiments.measure.steps import Done, Step, next_step
+from experiments.measure.steps import next_step
 from experiments.overload.measure import beyond
 from loadtest import payload, prepared
 from loadtest.control import control

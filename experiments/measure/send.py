@@ -15,9 +15,10 @@ from brim.records import Load, LoadPoint, Sender, StatsRead, Window
 from experiments.measure import alone, show, targets
 from experiments.measure.bench import Bench
 from experiments.measure.cut import enough_seconds, period_ns, windows_of
+from experiments.measure.experiment import Done, Step
 from experiments.measure.gathered import MeasuredLoad
 from experiments.measure.request import Offsets, OpenLoop
-from experiments.measure.steps import Done, Step, foreseen
+from experiments.measure.steps import foreseen
 from judging import windows as judged
 from judging.rows import Rows
 from loadtest import prepared

@@ -18,8 +18,9 @@ from brim.records import Environment, Load, LoadPoint, Run, Saturation, Target, 
 from experiments.measure.alone import Kept, Values
 from experiments.measure.answer import answer
 from experiments.measure.cli import EXIT_CODES, ending, finish
+from experiments.measure.experiment import Done, Plan, Step
 from experiments.measure.gathered import Alone, Evidence, MeasuredLoad
-from experiments.measure.steps import Done, Plan, Step, next_step
+from experiments.measure.steps import next_step
 from judging import windows as judged
 from judging.steady import steady
 from tests.unit.simulated import Simulated, closed_loop, constant

@@ -8,19 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from experiments.measure.steps import (
-    At,
-    Done,
-    Found,
-    Plan,
-    Step,
-    findings,
-    foreseen,
-    most_loads,
-    next_step,
-    point_gain,
-    serving_efficiency,
-)
+from experiments.measure.experiment import Done, Plan, Step
+from experiments.measure.ladder import At, Found, findings, point_gain
+from experiments.measure.steps import foreseen, most_loads, next_step, serving_efficiency
 
 Rate = Callable[[Step], float | None]
 
