@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import signal
 import statistics
@@ -41,6 +40,9 @@ class Served:
 
     def inferences(self) -> int:
         return int(KServe(self.server.http).statistics(self.variant)["inference_count"])
+
+    def executed(self) -> list[executions.Execution]:
+        return executions.read_executions(self.folder, self.variant)
 
     def target(self) -> Target:
         return target.describe(self.server.http, self.variant, allowed={}, shapes={})
@@ -88,12 +90,12 @@ def test_perf_analyzer_runs_on_this_machine() -> None:
 
 
 def test_rows_csv_server_log_and_the_closed_form_agree(served: Served, tmp_path: Path) -> None:
-    before = served.inferences()
+    before, earlier = served.inferences(), len(served.executed())
     result = start(served.target(), tmp_path, seconds=6.0).finish()
     assert (result.ended, result.reason, result.errors) == ("finished", "", {})
     assert result.sent == result.ok == result.items_ok == served.inferences() - before
     rows = read_rows(tmp_path)
-    log = [e for e in executions.read_executions(served.folder, served.variant) if e[0] > result.start_ns]
+    log = served.executed()[earlier:]
     assert sum(items for _, _, items in log) == result.ok
     # the requests split over two batches that alternate: throughput is concurrency / (2 x period)
     done_s = np.sort(rows["done_ns"][rows["status"] == Status.OK]) / 1e9
@@ -105,8 +107,9 @@ def test_rows_csv_server_log_and_the_closed_form_agree(served: Served, tmp_path:
 
 
 def test_stamps_lie_close_to_the_ends_of_the_executions_that_the_server_logged(served: Served, tmp_path: Path) -> None:
-    result = start(served.target(), tmp_path, seconds=3.0).finish()
-    ends = np.array([e[1] for e in executions.read_executions(served.folder, served.variant) if e[0] > result.start_ns])
+    earlier = len(served.executed())
+    start(served.target(), tmp_path, seconds=3.0).finish()
+    ends = np.array([end_ns for _, end_ns, _ in served.executed()[earlier:]])
     done = np.sort(read_rows(tmp_path)["done_ns"])
     after = done - ends[np.clip(np.searchsorted(ends, done) - 1, 0, None)]
     assert 0 < np.median(after) < 5e6  # an answer is seen 1 to 2 ms after its batch ended
@@ -116,6 +119,7 @@ def test_stamps_lie_close_to_the_ends_of_the_executions_that_the_server_logged(s
 def test_in_an_open_loop_it_keeps_to_its_rate_whatever_the_server_does(
     served: Served, tmp_path: Path, arrivals: Literal["constant", "poisson"]
 ) -> None:
+    earlier = len(served.executed())
     rate = 150.0  # beyond the 100/s that a batch of one or two can give: batches must grow
     point = LoadPoint(mode="open", rate_per_s=rate, arrivals=arrivals, outstanding=1000)
     result = start(served.target(), tmp_path, seconds=4.0, point=point).finish()
@@ -123,11 +127,11 @@ def test_in_an_open_loop_it_keeps_to_its_rate_whatever_the_server_does(
     rows = read_rows(tmp_path)
     gaps_s = np.diff(np.sort(rows["sent_ns"])) / 1e9
     assert 1 / gaps_s.mean() == pytest.approx(rate, rel=0.05 if arrivals == "constant" else 0.2)  # 600 gaps
-    # The spread of the quartiles shows the law, and unlike the variance not that others took its core: 0 for equal
-    # gaps, ln 3 of the mean for exponential ones.
-    low, high = np.percentile(gaps_s, (25, 75)) * rate
-    assert high - low == pytest.approx({"constant": 0.0, "poisson": math.log(3)}[arrivals], abs=0.3)
-    log = [e for e in executions.read_executions(served.folder, served.variant) if e[0] > result.start_ns]
+    # How far the instants stray from equal gaps shows the law, and hardly that others took the core: a late request
+    # moves itself alone, random gaps add up to some sqrt(600) / 4 of them.
+    strays = np.median(np.abs(np.cumsum(gaps_s / gaps_s.mean() - 1)))
+    assert strays < 1 if arrivals == "constant" else strays > 2
+    log = served.executed()[earlier:]
     assert sum(items for _, _, items in log) == result.ok
     reported = csv_rate(csv_file(tmp_path / "load").read_text(), point)
     assert reported == pytest.approx(1 / gaps_s.mean(), rel=0.03)
