@@ -101,18 +101,22 @@ bundle:
 	$(ensure) bundle
 	$(strip $(BRIM) bundle $(if $(HAVE),--have $(HAVE)) $(out) $(ARGS))
 
-# First what waits (for pip, torch, servers), and beside it what needs no quiet: units, bookkeeping, endings. Then, alone
-# on the machine, what measures.
+# Two at a time, as tests wait most of theirs: what waits for pip, torch and servers beside units, bookkeeping and
+# endings; what measures beside what only counts. Then, alone on the machine, the rest: what fills it.
 PYTEST = .venv/bin/python -m pytest
 contract = $(addprefix tests/contract/test_,$(addsuffix .py,$(1)))
 waiting = $(call contract,install_setup export serve_server_live serve_models serve_known benchmark_runs measure_endings sender_bugs bad_servers)
-beside = tests/unit tests/studies $(call contract,gpu_check tls grpc shared_memory cluster cluster_namespaces report_browser)
+units = tests/unit tests/studies $(call contract,gpu_check tls grpc shared_memory cluster cluster_namespaces report_browser)
+measuring = $(call contract,calibrate_live measure)
+counting = $(call contract,locust locust_triton open_loop overload perf_analyzer rates)
+paired = $(filter tests/contract/%,$(waiting) $(units) $(measuring) $(counting))
+at_once = $(PYTEST) $(2) >"$$said" 2>&1 & pid=$$!; \
+$(PYTEST) --durations=8 $(1) || failed=1; wait $$pid || failed=1; cat "$$said"
 define all_tests
-@said=$$(mktemp); $(PYTEST) $(beside) >"$$said" 2>&1 & pid=$$!; \
-$(PYTEST) --durations=8 $(waiting); waited=$$?; \
-wait $$pid; unit=$$?; cat "$$said"; rm -f "$$said"; \
-$(PYTEST) --durations=12 tests/contract $(addprefix --ignore=,$(waiting) $(filter tests/contract/%,$(beside))); alone=$$?; \
-[ $$waited = 0 ] && [ $$unit = 0 ] && [ $$alone = 0 ]
+@said=$$(mktemp); failed=0; \
+$(call at_once,$(waiting),$(units)); \
+$(call at_once,$(measuring),$(counting)); \
+rm -f "$$said"; $(PYTEST) --durations=8 tests/contract $(addprefix --ignore=,$(paired)) || failed=1; exit $$failed
 endef
 
 ## test        all tests; with ARGS= only what pytest is told
