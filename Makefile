@@ -102,20 +102,20 @@ bundle:
 	$(strip $(BRIM) bundle $(if $(HAVE),--have $(HAVE)) $(out) $(ARGS))
 
 # Two at a time, as tests wait most of theirs: what waits for pip, torch and servers beside units, bookkeeping and
-# endings; what measures beside what only counts. Then, alone on the machine, the rest: what fills it.
+# endings; what measures a known server beside what drives loads. Then, alone on the machine, the rest: what fills it.
 PYTEST = .venv/bin/python -m pytest
 contract = $(addprefix tests/contract/test_,$(addsuffix .py,$(1)))
 waiting = $(call contract,install_setup export serve_server_live serve_models serve_known benchmark_runs measure_endings sender_bugs bad_servers)
-units = tests/unit tests/studies $(call contract,gpu_check tls grpc shared_memory cluster cluster_namespaces report_browser)
+beside = tests/unit tests/studies $(call contract,gpu_check tls grpc shared_memory cluster cluster_namespaces report_browser)
 measuring = $(call contract,calibrate_live measure)
-counting = $(call contract,locust locust_triton open_loop overload perf_analyzer rates)
-paired = $(filter tests/contract/%,$(waiting) $(units) $(measuring) $(counting))
+driving = $(call contract,locust locust_triton open_loop overload perf_analyzer rates)
+paired = $(filter tests/contract/%,$(waiting) $(beside) $(measuring) $(driving))
 at_once = $(PYTEST) $(2) >"$$said" 2>&1 & pid=$$!; \
 $(PYTEST) --durations=8 $(1) || failed=1; wait $$pid || failed=1; cat "$$said"
 define all_tests
 @said=$$(mktemp); failed=0; \
-$(call at_once,$(waiting),$(units)); \
-$(call at_once,$(measuring),$(counting)); \
+$(call at_once,$(waiting),$(beside)); \
+$(call at_once,$(measuring),$(driving)); \
 rm -f "$$said"; $(PYTEST) --durations=8 tests/contract $(addprefix --ignore=,$(paired)) || failed=1; exit $$failed
 endef
 

@@ -38,7 +38,7 @@ main(sys.argv[2:])
 
 
 def test_both_generators_count_what_a_sleeping_server_logs_and_nothing_of_it_is_left(tmp_path: Path) -> None:
-    asked = "calibrate --known sleep --service-ms 5 --max-batch 4 --concurrency 1 --concurrency 8 --seconds 1 --json"
+    asked = "calibrate --known sleep --service-ms 5 --max-batch 4 --concurrency 1 --concurrency 8 --seconds 3 --json"
     done = subprocess.run(
         [sys.executable, "-c", FRONT_DOOR, str(tmp_path / "lock"), *asked.split(), "--out", str(tmp_path / "out")],
         capture_output=True, text=True, cwd=layout.CHECKOUT, timeout=120, stdin=subprocess.DEVNULL,
@@ -49,9 +49,9 @@ def test_both_generators_count_what_a_sleeping_server_logs_and_nothing_of_it_is_
     assert done.returncode == (0 if all(row["holds"] for row in document["rows"]) else 1)
     told = {(row["quantity"].partition(",")[0], row["generator"]): row for row in document["rows"]}
     for generator in ("locust", "perf_analyzer"):
-        # A batch or a window miscounted is 10% and more; whether 1% holds in a second is up to others here.
+        # What is counted holds however busy the machine is; latencies are its clients', too.
         for quantity in ("capacity at 8 in flight", "batch at 8 in flight", "throughput at 1 in flight"):
-            assert abs(told[quantity, generator]["error_fraction"]) < 0.05, told[quantity, generator]
+            assert told[quantity, generator]["holds"], told[quantity, generator]
         assert 200 < told["capacity at 8 in flight", generator]["truth"] < 800  # 4 items a batch of 5 ms and overheads
         assert told["latency at 1 in flight", generator]["measured"] > 5.0
         assert abs(told["latency at 1 in flight", generator]["error_fraction"]) < 0.3

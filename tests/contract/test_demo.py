@@ -18,7 +18,6 @@ import pytest
 from brim import disk, layout
 from brim.records import Run, Server, Window
 from engines.digest import engines_digest
-from judging.tolerances import CEILING
 from serve import ledger
 
 pytestmark = pytest.mark.contract
@@ -75,10 +74,8 @@ def test_a_demo_measures_by_both_generators_beside_the_engine_alone_and_leaves_n
     assert result["verdict"] == "point"
     assert result["items_per_s"] > 0 and result["cross_check"]["generator"] == "perf_analyzer"
     states = {check["rule"]: (check["state"], check["reason"]) for check in result["checks"]}
-    # Both rates are of a few seconds each: beside other work the server can seem faster than its engine.
-    sixth = "held" if result["serving_efficiency"] <= CEILING else "broken"
     assert {rule: state for rule, (state, _) in states.items()} == {
-        1: "held", 2: "not_applicable", 3: "not_applicable", 4: "held", 5: "not_applicable", 6: sixth, 7: "held",
+        1: "held", 2: "not_applicable", 3: "not_applicable", 4: "held", 5: "not_applicable", 6: "held", 7: "held",
         8: "not_applicable",
     }, states  # fmt: skip
     assert re.search(r"[1-8] sampled responses against the engine", states[7][1])

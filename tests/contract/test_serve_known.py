@@ -43,7 +43,8 @@ MODELS = [
     "stall:service_ms=5,at_s=0.3,stall_ms=200__b1",
     f"reject:service_ms=40,queue={QUEUE}",
 ]
-#: What the operating system may take to wake a process up; on busy cores, one batch of several waits longer.
+#: What the operating system takes to wake a process up: at best, as a rule, and where cores are busy.
+PROMPT_MS = 0.5
 LATE_MS = 2.0
 LATE_ON_BUSY_CORES_MS = 30.0
 
@@ -115,10 +116,11 @@ def test_affine_takes_its_constant_and_a_share_for_every_item(served: Served) ->
         served.serve("affine__b4", items)
     executions = served.log("affine__b4")[warmup:]
     assert [items for _, _, items in executions] == sizes
-    for took, items in zip(took_ms(executions), sizes, strict=True):
-        assert 8 + 3 * items <= took
     for items in (1, 2, 4):
-        assert min(took_ms([each for each in executions if each[2] == items])) <= 8 + 3 * items + LATE_MS
+        late_ms = [took - (8 + 3 * items) for took in took_ms([each for each in executions if each[2] == items])]
+        # Another process can make most of a few late, a defect of the model all: the best shows that one.
+        assert 0 <= min(late_ms) <= PROMPT_MS
+        assert median(late_ms) <= LATE_ON_BUSY_CORES_MS
 
 
 def test_the_throughput_of_optimum_peaks_at_its_best_batch(served: Served) -> None:

@@ -230,8 +230,7 @@ def test_sleep_serves_full_batches_in_its_service_time_and_the_server_counts_wha
     assert len(sizes) == after["execution_count"] - before["execution_count"]
     assert max(sizes) == 4
     services_ms = [(end_ns - start_ns) / 1e6 for start_ns, end_ns, _ in executions]
-    assert min(services_ms) >= SERVICE_MS
-    assert min(services_ms) <= SERVICE_MS + 1
+    assert SERVICE_MS <= min(services_ms) <= SERVICE_MS + 0.5  # the best: others may keep one waiting, a defect all
     assert all(end_ns <= start_ns for (_, end_ns, _), (start_ns, _, _) in zip(executions, executions[1:], strict=False))
 
 
